@@ -1,0 +1,244 @@
+"""The types that every room shares. Shapes are written with these letters, here and in all docstrings:
+
+    B samples of a batch        N patches of a part (padded)     K documents (a sample's answers)
+    P parts of one modality     M tokens of a part (padded)      V vocabulary pieces
+    R packed text rows          L pieces in a row                D width, E width of the shared embedding space
+    T time steps                C channels                       H heads
+
+Dimensions stand in the order in which they are indexed: `values[P, N, *]`, `hidden[R, L, D]`.
+Boolean masks are True where something is real. Units stand in names: `_s` seconds, `_hz` hertz, `_px` pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Modality = Literal["image", "audio", "sensor", "video", "text"]
+MODALITIES: tuple[Modality, ...] = ("image", "audio", "sensor", "video", "text")
+
+IGNORE = -100  # the label that no loss reads, as in torch.nn.functional.cross_entropy
+
+
+class DataError(Exception):
+    """Bad data that stops the run; the message names the shard, the key and the field, and says what to do."""
+
+
+class SkipSample(Exception):
+    """Bad data that costs one sample; `reason` is a short, countable name such as `truncated image`."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+# ---------------------------------------------------------------------------------------------- on disk and in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One picture, clip, series, video or text of a sample; the field names are those of `<key>.json`.
+
+    `file` is what follows the key in the member's name (`fr.ogg`); `data` holds its bytes once read and its array once
+    decoded: image uint8 [height, width, 3], audio float32 [T] at `rate_hz`, sensor float32 [T, C] with NaN where
+    nothing was measured and `times_s` float64 [T].
+    """
+
+    type: Modality
+    file: str | None = None
+    text: str | None = None
+    lang: str | None = None
+    role: Literal["user", "assistant"] | None = None
+    kind: str | None = None
+    start_s: float = 0.0
+    rate_hz: float | None = None
+    times: str | None = None
+    place: str | None = None
+    subject: str | None = None
+    speaker: str | None = None
+    channels: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    grid: tuple[tuple[float, float], ...] = ()
+    data: bytes | np.ndarray | None = field(default=None, repr=False, compare=False)
+    times_s: bytes | np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One candidate answer of a preference: its parts and its score."""
+
+    parts: tuple[Part, ...]
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One example: any subset of modalities under one key. A preference has `prompt` and `answers` instead of `parts`."""
+
+    key: str
+    url: str = ""
+    parts: tuple[Part, ...] = ()
+    prompt: tuple[Part, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    check: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    licence: str | None = None
+
+    def of(self, modality: Modality) -> tuple[Part, ...]:
+        """The parts of one modality, in reading order."""
+        return tuple(part for part in self.parts if part.type == modality)
+
+
+# ------------------------------------------------------------------------------------------------------- what models read
+
+
+class _Movable:
+    """A dataclass of tensors that moves between devices as one; non-tensors are kept as they are."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, _Movable):
+                return value.to(device, non_blocking)
+            if isinstance(value, dict):
+                return {name: move(item) for name, item in value.items()}
+            return value
+
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]  (every subclass is a dataclass)
+        return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in fields})  # pyright: ignore[reportArgumentType]
+
+    def pin_memory(self) -> Self:
+        """Lightning and the DataLoader call this where pinned memory helps; the tensors are pinned one by one."""
+
+        def pin(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.pin_memory()
+            if isinstance(value, _Movable):
+                return value.pin_memory()
+            if isinstance(value, dict):
+                return {name: pin(item) for name, item in value.items()}
+            return value
+
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]  (every subclass is a dataclass)
+        return dataclasses.replace(self, **{f.name: pin(getattr(self, f.name)) for f in fields})  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Channels(_Movable):
+    """What each channel of a sensor part is, as numbers that an encoder can read: the `description` of Patches.
+
+    `name[P, C]` int64, a stable hash of (name, unit, place); `grid[P, C, 2]` row and column on a tactile array (0 where
+    there is none); `valid[P, C]`, False for padding.
+    """
+
+    name: Tensor
+    grid: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class Patches(_Movable):
+    """Parts of one modality cut into pieces, padded to the longest part.
+
+    values[P, N, *]: image [P, N, 3·p·p] float; audio [P, N, frames·bands]; sensor [P, N, C, S, 2] (value, observed);
+    text [P, N] int64 piece ids. coords[P, N, 4] float32: time_s, row, column, channel; physical where the modality has
+    it, grid cells in a picture, the position (in `column`) in a text. valid[P, N]. owner[P] int64: the sample of the
+    batch, -1 for the dummy part that stands in where a modality is absent.
+    """
+
+    values: Tensor
+    coords: Tensor
+    valid: Tensor
+    owner: Tensor
+    description: Channels | None = None
+
+
+@dataclass(frozen=True)
+class Tokens(_Movable):
+    """What an encoder makes of Patches: x[P, M, D], coords[P, M, 4], valid[P, M], owner[P]."""
+
+    x: Tensor
+    coords: Tensor
+    valid: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True)
+class Rows(_Movable):
+    """Text packed into rows of equal length.
+
+    ids, labels, document, position, slot [R, L] int64. labels are already shifted (labels[r, i] is what position i must
+    say) and IGNORE where no loss is read; document is an index into the K documents, -1 for padding; position counts
+    within the document; slot is an index into all valid tokens of the batch (streams in the order of MODALITIES without
+    text, parts in order, valid tokens in order), -1 where the piece is text. owner[K] sample of each document;
+    answer[K] which of the sample's answers; score[K] its score (1 where there is none).
+    """
+
+    ids: Tensor
+    labels: Tensor
+    document: Tensor
+    position: Tensor
+    slot: Tensor
+    owner: Tensor
+    answer: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """A micro-batch. streams hold only modalities that an encoder of the model reads.
+
+    concept[B] int64: a stable hash of the concept label, equal = positives for each other; without a label the position
+    in the global order. seeds[B] int64: of (seed, position), the only randomness that objectives may use in `views`.
+    counts: per objective, this rank's sum over the step's micro-batches (filled by the loader before the first one).
+    skipped: how many samples of the stripe were holes, by reason.
+    """
+
+    streams: dict[Modality, Patches]
+    rows: Rows
+    keys: tuple[str, ...]
+    concept: Tensor
+    seeds: Tensor
+    counts: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of a batch. embeddings[m][P, E] have unit norm, row p belongs to tokens[m].owner[p].
+
+    hidden[R, L, D] is the decoder's last normed state; logits = hidden @ unembedding.T, unembedding[V, D].
+    """
+
+    tokens: dict[Modality, Tokens]
+    embeddings: dict[Modality, Tensor]
+    hidden: Tensor
+    unembedding: Tensor
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as sum and count, so that ranks and accumulation never change the mean."""
+
+    sum: Tensor
+    count: int
+
+
+class Objective(Protocol):
+    """What the training module asks of an objective (an nn.Module that owns what is learned for it)."""
+
+    modalities: tuple[Modality, ...]
+
+    def views(self, batch: Batch) -> Batch: ...
+
+    def count(self, batch: Batch) -> int: ...
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]: ...
