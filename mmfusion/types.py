@@ -12,9 +12,9 @@ Boolean masks are True where something is real. Units stand in names: `_s` secon
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -100,35 +100,26 @@ class Sample:
 
 
 class _Movable:
-    """A dataclass of tensors that moves between devices as one; non-tensors are kept as they are."""
+    """A dataclass of tensors that moves as one; what is no tensor is kept as it is."""
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Self:
+        def visit(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return move(value)
+            if isinstance(value, _Movable):
+                return value._map(move)
+            if isinstance(value, dict):
+                return {name: visit(item) for name, item in value.items()}
+            return value
+
+        changes = {f.name: visit(getattr(self, f.name)) for f in dataclasses.fields(cast("Any", self))}
+        return dataclasses.replace(cast("Any", self), **changes)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, _Movable):
-                return value.to(device, non_blocking)
-            if isinstance(value, dict):
-                return {name: move(item) for name, item in value.items()}
-            return value
-
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]  (every subclass is a dataclass)
-        return dataclasses.replace(self, **{f.name: move(getattr(self, f.name)) for f in fields})  # pyright: ignore[reportArgumentType]
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Lightning and the DataLoader call this where pinned memory helps; the tensors are pinned one by one."""
-
-        def pin(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.pin_memory()
-            if isinstance(value, _Movable):
-                return value.pin_memory()
-            if isinstance(value, dict):
-                return {name: pin(item) for name, item in value.items()}
-            return value
-
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]  (every subclass is a dataclass)
-        return dataclasses.replace(self, **{f.name: pin(getattr(self, f.name)) for f in fields})  # pyright: ignore[reportArgumentType]
+        return self._map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
