@@ -1,0 +1,1 @@
+"""Training: one LightningModule for every stage, and what Lightning lacks."""

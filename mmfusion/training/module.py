@@ -1,0 +1,131 @@
+"""The one LightningModule: a model, objectives, an optimizer. Stages differ in what is given to it, never in its code."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.training.optim import parameter_groups
+from mmfusion.types import Batch, DataError, Loss, Objective
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains a model on the weighted sum of its objectives.
+
+    Takes factories, not modules: everything is built in `configure_model`, after seeding there, so that the initial
+    weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given).
+    """
+
+    model: MultimodalModel
+
+    def __init__(
+        self,
+        *,
+        model: Callable[[], MultimodalModel],
+        objectives: Mapping[str, Callable[[], nn.Module]],
+        weights: Mapping[str, float],
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if unknown := sorted(set(weights) - set(objectives)):
+            raise ValueError(f"weights.{unknown[0]}: no such objective; there are: {', '.join(sorted(objectives))}")
+        self._factories = (model, dict(objectives))
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._weights = {name: float(weights.get(name, 1.0)) for name in objectives}
+        self._seed = seed
+        self._validated: dict[str, list[Loss]] = defaultdict(list)
+        self.skipped: dict[str, int] = defaultdict(int)
+
+    def configure_model(self) -> None:
+        if hasattr(self, "objectives"):  # Lightning calls this once for fit and again for validate
+            return
+        pl.seed_everything(self._seed, workers=True, verbose=False)
+        model, objectives = self._factories
+        self.model = model()
+        self.objectives = nn.ModuleDict({name: make() for name, make in objectives.items()})
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self._optimizer(parameter_groups(self))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def _named_objectives(self) -> list[tuple[str, Objective]]:
+        return list(self.objectives.items())  # pyright: ignore[reportReturnType]  (ModuleDict forgets what it holds)
+
+    def count(self, batch: Batch) -> dict[str, int]:
+        """What each objective will average over in this micro-batch; the loader sums it over the step."""
+        return {name: objective.count(objective.views(batch)) for name, objective in self._named_objectives()}
+
+    def losses(self, batch: Batch) -> dict[str, dict[str, Loss]]:
+        """Every objective's losses. Objectives that do not change the batch share one forward."""
+        outputs = None
+        result = {}
+        for name, objective in self._named_objectives():
+            view = objective.views(batch)
+            if view is batch:
+                outputs = self.model(batch) if outputs is None else outputs
+                result[name] = objective(outputs, batch)
+            else:
+                result[name] = objective(self.model(view), view)
+        return result
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        total = torch.zeros((), device=self.device)
+        for name, parts in losses.items():
+            for part in parts.values():
+                total = total + self._weights[name] * part.sum / max(1, batch.counts[name])
+        if not torch.isfinite(total):
+            keys = ", ".join(batch.keys)
+            raise DataError(
+                f"the loss of step {self.global_step} is {total.item()}; nothing was updated. Samples: {keys}"
+            )
+        for reason, n in batch.skipped.items():
+            self.skipped[reason] += n
+        for parts in losses.values():
+            for label, part in parts.items():
+                self.log(f"train/{label}", part.sum.detach() / max(1, part.count), batch_size=len(batch.keys))
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.keys))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        # DDP averages gradients over ranks and Lightning divides by the accumulation; the sum is already over a global count.
+        return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        for name, parts in self.losses(batch).items():
+            for label, part in parts.items():
+                self._validated[f"{name}:{label}"].append(part)
+
+    def on_validation_epoch_end(self) -> None:
+        total = 0.0
+        counted = defaultdict(int)
+        sums: dict[str, float] = defaultdict(float)
+        for key, parts in self._validated.items():
+            name, label = key.split(":", 1)
+            count = sum(part.count for part in parts)
+            value = float(torch.stack([part.sum for part in parts]).sum())
+            self.log(f"val/{label}", value / max(1, count))
+            counted[name] += count
+            sums[name] += value
+        for name, value in sums.items():
+            total += self._weights[name] * value / max(1, counted[name])
+        self.log("val/loss", total, prog_bar=True)
+        self._validated.clear()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped"] = dict(self.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped.update(checkpoint["skipped"])
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
