@@ -18,6 +18,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -193,10 +194,7 @@ def locate(target: object, key: str) -> Callable[..., Any]:
     raise ConfigError([f"{key}._target_: no module named {parts[0]!r}; is the package installed?"])
 
 
-def _check_call(
-    node: Mapping[str, Any], target: Callable[..., object], key: str, given: Collection[str]
-) -> Iterator[str]:
-    """Problems of one node: `given` names the parameters that the program itself fills in."""
+def _check_call(node: Mapping[str, Any], target: Callable[..., object], key: str) -> Iterator[str]:
     parameters = _parameters(target)
     hints = _hints(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -236,6 +234,8 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
             yield from _check_value(item, inner, f"{path}.{name}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{path}: must be a finite number, not {value!r}"
     else:
         try:
             adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
@@ -243,9 +243,7 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
         except ValidationError as error:
             yield f"{path}: {_reason(error)}, not {value!r}"
         except (PydanticUserError, TypeError, NameError, ValueError):
-            # A type that pydantic cannot read (another library's forward reference): only the name could be checked.
-            if isinstance(value, float) and not math.isfinite(value):
-                yield f"{path}: must be a finite number, not {value!r}"
+            return  # a type that pydantic cannot read, such as another library's: only the name could be checked
 
 
 def _reason(error: ValidationError) -> str:
@@ -312,10 +310,10 @@ def _classes(hint: Any) -> tuple[type, ...]:
     for option in _options(hint):
         if get_origin(option) is Callable:
             found += _classes(get_args(option)[-1])
-        elif inspect.isclass(option) and not getattr(option, "_is_protocol", False) and option is not type(None):
-            found.append(option)
-        elif option is not type(None):
+        elif option is Any or not inspect.isclass(option) or getattr(option, "_is_protocol", False):
             return ()
+        elif option is not type(None):
+            found.append(option)
     return tuple(found)
 
 
@@ -347,6 +345,25 @@ def build(tree: Any, allow: Collection[str] | None = None) -> Any:
                 raise ConfigError(
                     [f"{key}: {target!r} is not built from a checkpoint; if you trust it: --allow {target}"]
                 )
-    if not isinstance(tree, (dict, list)):
-        return tree
-    return instantiate(tree, _convert_="all")
+    return instantiate(tree, _convert_="all") if isinstance(tree, (dict, list)) else tree
+
+
+def build_arguments(tree: Mapping[str, Any], schema: Callable[..., object]) -> dict[str, Any]:
+    """The keyword arguments of `schema` from a checked tree.
+
+    What is annotated `Callable[[], X]` becomes a factory, to be built later and again; a dataclass is made from its
+    plain group; all the rest is built now.
+    """
+    hints = _hints(schema)
+    return {name: _argument(value, hints.get(name, Any)) for name, value in tree.items()}
+
+
+def _argument(value: Any, hint: Any) -> Any:
+    for option in _options(hint):
+        if get_origin(option) is Callable and not get_args(option)[0]:
+            return partial(build, value)
+        if inspect.isclass(option) and dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return option(**value)
+    if isinstance(value, Mapping) and "_target_" not in value and (inner := _item_hint(hint)) is not Any:
+        return {name: _argument(item, inner) for name, item in value.items()}
+    return build(value)

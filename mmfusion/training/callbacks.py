@@ -44,9 +44,9 @@ class PlainProgress(ProgressBar):
         done = trainer.global_step - self._first_step
         left = elapsed / max(1, done) * (trainer.max_steps - trainer.global_step)
         values = "  ".join(
-            f"{name} {float(value):.3f}"
+            f"{name} {value:.3f}"
             for name, value in self.get_metrics(trainer, pl_module).items()
-            if name != "v_num"
+            if isinstance(value, float)
         )
         print(
             f"step {trainer.global_step}/{trainer.max_steps}  {values}  "

@@ -1,0 +1,1 @@
+"""The `mmfusion` command: one thin file a verb, heavy imports inside the verbs."""
