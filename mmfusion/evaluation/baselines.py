@@ -19,7 +19,7 @@ SIDE_PX = 48
 C = 1.0
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------------------------- pictures
 
 
 def on_square(picture: np.ndarray, side_px: int = SIDE_PX) -> np.ndarray:
@@ -29,7 +29,9 @@ def on_square(picture: np.ndarray, side_px: int = SIDE_PX) -> np.ndarray:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     image = Image.fromarray(picture)
     canvas = Image.new("RGB", (side_px, side_px), "white")
-    canvas.paste(image if size == image.size else image.resize(size), ((side_px - size[0]) // 2, (side_px - size[1]) // 2))
+    canvas.paste(
+        image if size == image.size else image.resize(size), ((side_px - size[0]) // 2, (side_px - size[1]) // 2)
+    )
     return np.asarray(canvas, dtype=np.float32) / 255
 
 
@@ -39,13 +41,16 @@ def pixels(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def gradients_and_blur(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Histograms of oriented gradients (Dalal & Triggs 2005, doi:10.1109/CVPR.2005.177) beside the blurred pixels, float32 [n, F].
+    """Histograms of oriented gradients beside the blurred pixels, float32 [n, F].
 
-    Both blocks have unit norm, so that shape and colour weigh the same.
+    Dalal & Triggs 2005, doi:10.1109/CVPR.2005.177. Both blocks have unit norm, so that shape and colour weigh the same.
     """
     squares = [on_square(picture) for picture in pictures]
     shape = np.stack(
-        [hog(square, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2), channel_axis=-1) for square in squares]
+        [
+            hog(square, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2), channel_axis=-1)
+            for square in squares
+        ]
     )
     colour = np.stack([gaussian_filter(1 - square, (3, 3, 0))[2::4, 2::4].ravel() for square in squares])
     return np.concatenate([_unit(shape), _unit(colour)], axis=1).astype(np.float32)
@@ -56,19 +61,19 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int = 1) -> np.ndarray:
-    """The k nearest rows of `gallery` [G, F] for each row of `queries` [Q, F] in Euclidean distance, [Q, k], nearest first.
+    """The k rows of `gallery` [G, F] nearest to each row of `queries` [Q, F] in Euclidean distance, [Q, k].
 
-    Ties go to the earlier row.
+    The nearest first; ties go to the earlier row.
     """
     distances = (gallery**2).sum(1) - 2 * (queries @ gallery.T)
     return np.argsort(distances, axis=1, kind="stable")[:, :k]
 
 
-# ----------------------------------------------------------------------------------------------------- sound and series
+# --------------------------------------------------------------------------------------------------- sound and series
 
 
 def sound_features(wave: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Means, deviations and mean absolute changes of 24 log bands, loudness and length of a mono clip [T], float32 [74].
+    """Means, deviations, mean absolute changes of 24 log bands, loudness and length of a mono clip [T], float32 [74].
 
     Bands are spaced evenly in mel (O'Shaughnessy 1987) up to 8 kHz; a clip shorter than a frame is padded with silence.
     """

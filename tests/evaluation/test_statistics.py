@@ -39,7 +39,8 @@ def test_clusters_widen_the_interval() -> None:
     values = np.repeat(np.arange(20) % 2, 10)
     apart = estimate(values, [str(i) for i in range(200)])
     together = estimate(values, [str(i // 10) for i in range(200)])
-    assert apart.ci95 is not None and together.ci95 is not None
+    assert apart.ci95 is not None
+    assert together.ci95 is not None
     assert together.ci95[1] - together.ci95[0] > 2.5 * (apart.ci95[1] - apart.ci95[0])
 
 

@@ -1,0 +1,77 @@
+"""Runs tasks on a model and makes their outcomes into the rows of metrics.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfusion.evaluation.bench import Bench, Embedder, Lacking, Outcome, Result, Split
+from mmfusion.evaluation.statistics import difference, estimate
+
+Task = Callable[[Bench], Result]
+Row = dict[str, Any]  # task, metric, value, n, clusters, ci95, chance, baselines {name: value}, differences
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`metrics` are the rows of metrics.json; `results` what they were made of; `left_out` says why a task is missing.
+
+    `skipped` counts parts that could not be decoded, by reason; `seconds` is what each task took.
+    """
+
+    split: Split
+    metrics: list[Row]
+    results: dict[str, Result]
+    left_out: dict[str, str]
+    skipped: dict[str, int]
+    seconds: dict[str, float]
+
+
+def run(model: Embedder, tasks: Mapping[str, Task], root: Path, split: Split = "test", seed: int = 0) -> Evaluation:
+    """Ask every task of the model on one split of the shards below `root`; what lacks its data is left out by name."""
+    bench = Bench(model, root, split)
+    metrics: list[Row] = []
+    results: dict[str, Result] = {}
+    left_out: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for name, task in tasks.items():
+        began = time.monotonic()
+        try:
+            results[name] = task(bench)
+        except Lacking as error:
+            left_out[name] = str(error)
+            continue
+        metrics += [row(name, outcome, seed) for outcome in results[name].outcomes]
+        seconds[name] = time.monotonic() - began
+    return Evaluation(split, metrics, results, left_out, dict(bench.skipped), seconds)
+
+
+def row(task: str, outcome: Outcome, seed: int = 0) -> Row:
+    """One row of metrics.json. `differences` holds ours minus each baseline with its interval, paired by example.
+
+    A baseline of a median is given without a difference: the median of differences is not the difference of medians.
+    """
+    got = estimate(outcome.values, outcome.clusters, statistic=outcome.statistic, seed=seed)
+    middle = np.mean if outcome.statistic == "mean" else np.median
+    beside = {name: float(middle(values)) for name, values in outcome.baselines.items()}
+    gaps = {}
+    if outcome.statistic == "mean":
+        for name, values in outcome.baselines.items():
+            gap = difference(outcome.values, values, outcome.clusters, seed=seed)
+            gaps[name] = {"value": gap.value, "ci95": gap.ci95}
+    return {
+        "task": task,
+        "metric": outcome.metric,
+        "value": got.value,
+        "n": got.n,
+        "clusters": got.clusters,
+        "ci95": got.ci95,
+        "chance": outcome.chance,
+        "baselines": beside,
+        "differences": gaps,
+    }

@@ -1,0 +1,208 @@
+"""Tasks that start from sound or from a sensor series: the class of a clip or series, the picture a spoken name means,
+and what each subset of modalities knows of the same thing."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Gt
+
+from mmfusion.evaluation import baselines
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, array_of, same_pictures, text_of
+from mmfusion.types import Part, Sample
+
+# ------------------------------------------------------------------------------------------------- which class is it?
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    sample: Sample
+    part: Part
+    label: str
+
+
+def zero_shot(
+    bench: Bench,
+    *,
+    source: str,
+    modality: Literal["audio", "sensor"],
+    label: str,
+    cluster: str | None = None,
+    window_s: Annotated[float, Gt(0)] = 8.0,
+    language: str = "en",
+) -> Result:
+    """The class of a clip or series as retrieval among the class names; no head is trained.
+
+    `label` and `cluster` name labels of the samples (without `cluster` each sample is its own). A class is called what
+    the training samples' text calls it most often. A series is cut into windows that overlap by half, their embeddings are
+    averaged. Beside it stands a logistic regression on simple features of the training shards' whole clips or series.
+    """
+    bench.require(modality, "text")
+    asked = _labelled(bench, bench.samples(bench.split, source), modality, label)
+    train = _labelled(bench, bench.samples("train", source), modality, label)
+    called = _class_names(train, language)
+    asked = [item for item in asked if item.label in called]
+    if not asked:
+        raise Lacking(
+            f"no {modality} of source {source!r} with label {label!r} in both split {bench.split!r} and training"
+        )
+    classes = sorted(called)
+    embedded = np.stack([_embed_windows(bench, item.part, window_s) for item in asked])
+    scores = embedded @ bench.embed_names([called[c] for c in classes], language).T
+    right = np.array([[c == item.label for c in classes] for item in asked])
+    clusters = tuple(item.sample.labels.get(cluster or "", item.sample.key) for item in asked)
+    found = Retrieval(
+        tuple(item.part for item in asked), tuple(item.sample.key for item in asked), clusters,
+        tuple(called[c] for c in classes), scores, right,
+    )  # fmt: skip
+    answers = baselines.logistic_regression(_features(train), [i.label for i in train], _features(asked))
+    hits = np.array([answer == item.label for answer, item in zip(answers, asked, strict=True)], dtype=float)
+    chance = baselines.commonest([item.label for item in asked])[1]
+    return Result((Outcome("accuracy", found.recall(1), clusters, chance, {"logistic regression": hits}),), found)
+
+
+def _labelled(
+    bench: Bench, samples: Sequence[Sample], modality: Literal["audio", "sensor"], label: str
+) -> list[_Labelled]:
+    found = []
+    for sample in samples:
+        parts = sample.of(modality)
+        part = bench.decoded(parts[0]) if parts and label in sample.labels else None
+        if part is not None:
+            found.append(_Labelled(sample, part, sample.labels[label]))
+    return found
+
+
+def _class_names(train: Sequence[_Labelled], language: str) -> dict[str, str]:
+    texts: dict[str, Counter[str]] = {}
+    for item in train:
+        texts.setdefault(item.label, Counter())[text_of(item.sample, language) or item.label] += 1
+    return {label: min(counts, key=lambda text: (-counts[text], text)) for label, counts in texts.items()}
+
+
+def _features(items: Sequence[_Labelled]) -> np.ndarray:
+    if items[0].part.type == "audio":
+        return np.stack([baselines.sound_features(array_of(i.part), i.part.rate_hz or 16000) for i in items])
+    return np.stack([baselines.series_features(array_of(item.part)) for item in items])
+
+
+def windows(series: Part, window_s: float) -> list[Part]:
+    """A decoded series as windows of `window_s` seconds, the next starting in the middle of the one before; the last
+    ends with the series. A series no longer than that, or a sound, is one window."""
+    if series.type != "sensor" or not isinstance(series.times_s, np.ndarray):
+        return [series]
+    times, values = series.times_s, array_of(series)
+    begin, end = float(times[0]), float(times[-1])
+    starts = list(np.arange(begin, end - window_s, window_s / 2)) or [begin]
+    if end - window_s > starts[-1]:
+        starts.append(end - window_s)
+    cuts = [np.searchsorted(times, (start, start + window_s)) for start in starts]
+    return [replace(series, data=values[a:b], times_s=times[a:b] - times[a]) for a, b in cuts if b > a]
+
+
+def _embed_windows(bench: Bench, part: Part, window_s: float) -> np.ndarray:
+    return _unit(bench.embed(windows(part, window_s)).mean(0))
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
+
+
+# ---------------------------------------------------------------------------------------- which picture does it name?
+
+
+@dataclass(frozen=True)
+class _Thing:
+    """A thing that several samples show: its picture, its name, its own sound."""
+
+    picture: Part
+    name: str
+    sound: Part | None
+
+
+def spoken_to_picture(bench: Bench, *, source: str | None, language: str = "en") -> Result:
+    """A spoken name that nobody trained on -> the picture it means, among all different pictures of the source, of any
+    split. Clusters are pictures; another picture of the same name is right too."""
+    bench.require("audio", "image", "text")
+    things, which = _things(bench, source, language)
+    spoken = _spoken(bench, source)
+    spoken = [(sample, part) for sample, part in spoken if sample.key in which]
+    if not spoken or len(things) < 2:
+        raise Lacking(f"no spoken names with pictures in split {bench.split!r}")
+    scores = bench.embed([part for _, part in spoken]) @ bench.embed([thing.picture for thing in things]).T
+    names = [thing.name for thing in things]
+    right = np.array([[name == names[which[sample.key]] for name in names] for sample, _ in spoken])
+    clusters = tuple(str(which[sample.key]) for sample, _ in spoken)
+    found = Retrieval(
+        tuple(part for _, part in spoken), tuple(sample.key for sample, _ in spoken), clusters, tuple(names),
+        scores, right, tuple(thing.picture for thing in things),
+    )  # fmt: skip
+    outcomes = [Outcome(f"R@{k} of {len(things)}", found.recall(k), clusters, found.chance(k)) for k in (1, 5)]
+    return Result(tuple(outcomes), found)
+
+
+def by_modality(bench: Bench, *, source: str | None, language: str = "en") -> Result:
+    """The name of a thing from its picture, from a spoken name that nobody trained on, from its own sound, and from
+    every combination of them (the mean of the unit embeddings), on the same things.
+
+    Picture and own sound may have been met in training (of held-out things they were not); the spoken clip was not.
+    """
+    bench.require("image", "audio", "text")
+    things, which = _things(bench, source, language)
+    asked = [(s, p) for s, p in _spoken(bench, source) if s.key in which and things[which[s.key]].sound is not None]
+    if not asked:
+        raise Lacking(f"no thing with a picture, a spoken name and a sound in split {bench.split!r}")
+    rows = [which[sample.key] for sample, _ in asked]
+    sounds = [sound for row in rows if (sound := things[row].sound) is not None]
+    embedded: Mapping[str, np.ndarray] = {
+        "picture": bench.embed([things[row].picture for row in rows]),
+        "speech": bench.embed([part for _, part in asked]),
+        "sound": bench.embed(sounds),
+    }
+    candidates = tuple(dict.fromkeys(thing.name for thing in things))
+    names = bench.embed_names(candidates, language)
+    right = np.array([[name == things[row].name for name in candidates] for row in rows])
+    clusters = tuple(str(row) for row in rows)
+    outcomes = []
+    for size in (1, 2, 3):
+        for subset in itertools.combinations(embedded, size):
+            scores = _unit(np.mean([embedded[m] for m in subset], axis=0)) @ names.T
+            found = Retrieval((), (), clusters, candidates, scores, right)
+            outcomes.append(Outcome(f"R@1 from {' + '.join(subset)}", found.recall(1), clusters, found.chance(1)))
+    return Result(tuple(outcomes))
+
+
+def _things(bench: Bench, source: str | None, language: str) -> tuple[list[_Thing], dict[str, int]]:
+    """The different pictures of a source over all splits, and which of them each sample shows, by key."""
+    samples = [s for split in ("train", "validation", "test") for s in bench.samples(split, source) if s.of("image")]
+    shown = [(s, picture) for s in samples if (picture := bench.decoded(s.of("image")[0])) is not None]
+    numbers = same_pictures([picture for _, picture in shown])
+    names: dict[int, str] = {}
+    sounds: dict[int, Part] = {}
+    pictures: dict[int, Part] = {}
+    for number, (sample, picture) in zip(numbers, shown, strict=True):
+        pictures.setdefault(number, picture)
+        if name := text_of(sample, language):
+            names.setdefault(number, name)
+        own = next((part for part in sample.of("audio") if part.kind == "sound"), None)
+        if own and number not in sounds and (decoded := bench.decoded(own)) is not None:
+            sounds[number] = decoded
+    order = {number: index for index, number in enumerate(sorted(names))}
+    things = [_Thing(pictures[number], names[number], sounds.get(number)) for number in order]
+    which = {s.key: order[n] for n, (s, _) in zip(numbers, shown, strict=True) if n in order}
+    return things, which
+
+
+def _spoken(bench: Bench, source: str | None) -> list[tuple[Sample, Part]]:
+    """Every spoken name of the split with its sample."""
+    return [
+        (sample, decoded)
+        for sample in bench.samples(bench.split, source)
+        for part in sample.of("audio")
+        if part.kind == "speech" and (decoded := bench.decoded(part)) is not None
+    ]
