@@ -1,0 +1,1 @@
+"""Shards to batches: read, decode, augment, cut into patches, pack. Imports only `mmfusion.types`."""

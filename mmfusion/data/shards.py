@@ -1,0 +1,356 @@
+"""Shards on disk: the manifest, an index of each tar's members, and reading by number.
+
+A tar is data from elsewhere. It is read by offset, never extracted; every header is walked once when it is opened, and
+what plain readers pass over in silence (a cut tail, a zeroed block, half a sample) is refused with the shard's name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tarfile
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from mmfusion.data.decode import check_series
+from mmfusion.data.format import sample_from_members
+from mmfusion.types import DataError, Sample, SkipSample
+
+MANIFEST = "manifest.json"
+EXECUTABLE = frozenset(("pyd", "pkl", "pickle", "pth", "pt", "npz", "joblib", "dill", "so", "dll", "py", "pyc"))
+"""Members with one of these names are code, or a pickle or an archive that a decoder might open: never in a shard."""
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # key and the rest, at the first dot of the name, as webdataset cuts
+_BLOCK = 512
+_MAX_OPEN = 256  # file descriptors that one ShardSet keeps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard in the manifest. `file` is relative to the manifest's folder; `hours` of sound and series together."""
+
+    file: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    modalities: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    hours: float = 0.0
+    languages: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    licences: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The source that mixing knows this shard by: its only one, or its file's name where it has none or several."""
+        return next(iter(self.sources)) if len(self.sources) == 1 else Path(self.file).stem
+
+
+# --------------------------------------------------------------------------------------------------------- the manifest
+
+
+def _entry(path: Path, i: int, raw: object) -> ShardEntry:
+    def fault(what: str) -> DataError:
+        return DataError(f"{path}: shards[{i}] {what}; write it anew with mmfusion.data.writer.write_manifest")
+
+    if not isinstance(raw, dict):
+        raise fault("is no object")
+    fields = {field.name: field for field in dataclasses.fields(ShardEntry)}
+    if unknown := set(raw) - set(fields):
+        raise fault(f"has the unknown field {min(unknown)!r}")
+    kinds: dict[str, type | tuple[type, ...]] = {"file": str, "split": str, "samples": int, "bytes": int, "sha256": str}
+    for name, kind in kinds.items():
+        if not isinstance(raw.get(name), kind) or isinstance(raw.get(name), bool):
+            raise fault(f"field {name!r} is missing or of the wrong type")
+    for name in ("modalities", "languages", "sources", "licences"):
+        counts = raw.get(name, {})
+        if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
+            raise fault(f"field {name!r} is no table of counts")
+    if not isinstance(raw.get("hours", 0.0), int | float):
+        raise fault("field 'hours' is no number")
+    name = raw["file"]
+    if "://" in name or name.startswith(("pipe:", "file:")):
+        raise fault(f"names {name!r}: only files beside the manifest are read, no pipe, no address")
+    if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):
+        raise fault(f"names {name!r}, which lies outside {path.parent}; move the shard into the folder")
+    return ShardEntry(**raw)
+
+
+def read_manifest(root: Path | str) -> list[ShardEntry]:
+    """The shards that `root/manifest.json` lists. Raises DataError on a malformed one and on files outside `root`."""
+    path = Path(root) / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no manifest here; data.root must be a folder of shards with a {MANIFEST}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the manifest cannot be read ({error})") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("shards"), list) or not raw["shards"]:
+        raise DataError(f"{path}: must be an object with a non-empty list `shards`")
+    entries = [_entry(path, i, item) for i, item in enumerate(raw["shards"])]
+    files = [entry.file for entry in entries]
+    if len(set(files)) != len(files):
+        raise DataError(f"{path}: lists {next(f for f in files if files.count(f) > 1)!r} twice")
+    return entries
+
+
+def _present(root: Path, entries: Sequence[ShardEntry]) -> None:
+    missing = [entry.file for entry in entries if not (root / entry.file).is_file()]
+    if missing:
+        raise DataError(f"{root}: {len(missing)} of {len(entries)} shards are missing: {', '.join(missing)}")
+
+
+def verify(root: Path | str) -> None:
+    """Before training: every shard there, whole, to the byte as the manifest says, and no key in train and elsewhere.
+
+    Raises DataError, naming all missing shards at once, else the first fault. Reads every shard once.
+    """
+    root = Path(root)
+    entries = read_manifest(root)
+    _present(root, entries)
+    seen: dict[str, ShardEntry] = {}
+    for entry in sorted(entries, key=lambda e: e.split != "train"):
+        path = root / entry.file
+        index = ShardIndex(path)  # before the checksum: its message says what is wrong, not only that something is
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry.sha256:
+            raise DataError(f"{path}: differs from the manifest's sha256; fetch it again, or write the manifest anew")
+        _as_listed(path, index, entry)
+        if "sensor" in entry.modalities:
+            _check_series(index)
+        for key in index.keys:
+            other = seen.get(key)
+            if other is not None and other.split == "train" != entry.split:
+                raise DataError(f"{path}: key {key!r} stands in {other.file} ({other.split}) too; a key has one split")
+            seen[key] = entry
+
+
+def _check_series(index: ShardIndex) -> None:
+    """Every series as wide as its part list says, before training: a wrong width is a fault of the whole set."""
+    for i in range(len(index)):
+        try:
+            sample = index.read(i)
+        except SkipSample:
+            continue
+        for part in sample.of("sensor"):
+            try:
+                check_series(part)
+            except DataError as error:
+                raise DataError(f"{index.path}: key {sample.key!r}: {error}; write the shard anew") from None
+
+
+def _as_listed(path: Path, index: ShardIndex, entry: ShardEntry) -> None:
+    if len(index) != entry.samples:
+        raise DataError(f"{path}: holds {len(index)} samples, the manifest says {entry.samples}; write it anew")
+
+
+# -------------------------------------------------------------------------------------------------------- a tar's index
+
+
+def _check_kind(path: Path, file: BinaryIO) -> None:
+    head = file.read(8)
+    if not head:
+        raise DataError(f"{path}: is empty; fetch it again")
+    for magic, name in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise DataError(f"{path}: is compressed with {name}; shards are read by offset: unpack it to a plain tar")
+    file.seek(0)
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, bytes) of every file in a tar; raises DataError on anything that is not a whole, plain tar."""
+    _check_kind(path, file)
+    size = os.fstat(file.fileno()).st_size
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r")
+        end = 0
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[assignment]  # else every header is kept
+            if member.isdir():
+                continue
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or getattr(member, "sparse", None):
+                raise DataError(
+                    f"{path}: {member.name!r} is a link, device or sparse file; shards hold plain files only"
+                )
+            if member.size < 0 or member.offset_data < end or member.offset_data + member.size > size:
+                raise DataError(f"{path}: is cut inside {member.name!r}; fetch it again")
+            end = member.offset_data + member.size
+            yield member.name, member.offset_data, member.size
+        tail = tar.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, UnicodeError) as error:
+        raise DataError(f"{path}: no whole tar ({error}); fetch it again") from None
+    file.seek(tail)
+    rest = 0
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) != len(chunk):
+            if size - tail < _BLOCK:
+                raise DataError(f"{path}: is cut in a header at byte {tail}; fetch it again")
+            raise DataError(f"{path}: garbage after byte {tail}, where a member or the end should be; fetch it again")
+        rest += len(chunk)
+    if rest < 2 * _BLOCK:
+        raise DataError(f"{path}: is cut at byte {tail + rest}, its end mark is missing; fetch it again")
+
+
+def _check_name(path: Path, name: str) -> None:
+    pieces = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in pieces or ":" in pieces[0] or "\0" in name:
+        raise DataError(f"{path}: the member {name!r} points outside the shard")
+    if not EXECUTABLE.isdisjoint(pieces[-1].lower().split(".")[1:]):
+        raise DataError(f"{path}: the member {name!r} could hold code; take it out of the shard")
+
+
+class ShardIndex:
+    """The keys of one tar and where their members lie; `read(i)` is one `pread`.
+
+    Opening walks all headers (about 20 µs each). Members without a dot in their name, and folders, are passed over, as
+    webdataset does. Raises DataError on a tar that is not whole or not plain; pickles without its file descriptor.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        keys: list[str] = []
+        names: list[str] = []
+        spans: list[tuple[int, int]] = []
+        first: list[int] = []
+        seen: set[str] = set()
+        try:
+            with self.path.open("rb") as file:
+                for name, offset, size in _members(self.path, file):
+                    _check_name(self.path, name)
+                    match = _KEY.match(name)
+                    if match is None:
+                        continue
+                    if name.casefold() in seen:
+                        raise DataError(f"{self.path}: {name!r} is there twice (upper and lower case are one)")
+                    seen.add(name.casefold())
+                    if not keys or keys[-1] != match[1]:
+                        keys.append(match[1])
+                        first.append(len(names))
+                    names.append(match[2].lower())
+                    spans.append((offset, size))
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from None
+        if not keys:
+            raise DataError(f"{self.path}: holds no sample; fetch it again")
+        if len(set(keys)) != len(keys):
+            split = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{self.path}: the members of {split!r} do not stand together; write the shard anew")
+        self.keys: tuple[str, ...] = tuple(keys)
+        self._names = tuple(names)
+        self._first = np.array([*first, len(names)], dtype=np.int64)
+        self._spans = np.array(spans, dtype=np.int64)
+        self._file: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()
+
+    def close(self) -> None:
+        """Gives the file descriptor back; the next read opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def members(self, i: int) -> dict[str, bytes]:
+        """The bytes of sample i's members by what follows the key, in the tar's order."""
+        if not 0 <= i < len(self.keys):
+            raise IndexError(i)
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY)
+        first, last = int(self._first[i]), int(self._first[i + 1])
+        spans = cast("list[tuple[int, int]]", self._spans[first:last].tolist())
+        start, end = spans[0][0], sum(spans[-1])
+        data = os.pread(self._file, end - start, start)
+        if len(data) != end - start:
+            raise DataError(f"{self.path}: key {self.keys[i]!r}: the shard has shrunk since it was opened")
+        names = self._names[first:last]
+        return {name: data[o - start : o - start + n] for name, (o, n) in zip(names, spans, strict=True)}
+
+    def read(self, i: int) -> Sample:
+        """Sample i, its parts holding bytes. Raises SkipSample if its json or text is not as it must be."""
+        return sample_from_members(self.keys[i], self.members(i), str(self.path))
+
+
+class ShardSet:
+    """All shards of one split, one after the other, as a sequence of samples that hold bytes.
+
+    `for sample in ShardSet(root, "test")` raises SkipSample at a sample that cannot be used; `skips.usable` counts it
+    and passes over it instead.
+    """
+
+    def __init__(self, root: Path | str, split: str) -> None:
+        root = Path(root)
+        listed = read_manifest(root)
+        self.split = split
+        self.entries = [entry for entry in listed if entry.split == split]
+        if not self.entries:
+            splits = sorted({entry.split for entry in listed})
+            raise DataError(f"{root / MANIFEST}: no shard of split {split!r}; it has {', '.join(splits)}")
+        _present(root, self.entries)
+        self.shards = [ShardIndex(root / entry.file) for entry in self.entries]
+        for shard, entry in zip(self.shards, self.entries, strict=True):
+            _as_listed(shard.path, shard, entry)
+        self._starts = [0]
+        for shard in self.shards:
+            self._starts.append(self._starts[-1] + len(shard))
+        self._by_source: dict[str, list[int]] = defaultdict(list)
+        for number, entry in enumerate(self.entries):
+            self._by_source[entry.source].append(number)
+        self._open: list[int] = []
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.read(i)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(i) for i in range(len(self)))
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many samples each source has, in the manifest's order."""
+        return {source: sum(len(self.shards[n]) for n in numbers) for source, numbers in self._by_source.items()}
+
+    def _shard_of(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return bisect_right(self._starts, i) - 1
+
+    def source_of(self, i: int) -> str:
+        """The source of sample i."""
+        return self.entries[self._shard_of(i)].source
+
+    def locate(self, source: str, index: int) -> int:
+        """The number in this set of a source's own sample `index`."""
+        for number in self._by_source[source]:
+            if index < len(self.shards[number]):
+                return self._starts[number] + index
+            index -= len(self.shards[number])
+        raise IndexError(index)
+
+    def read(self, i: int) -> Sample:
+        """Sample i with bytes. Raises SkipSample if it cannot be used, DataError if the shard cannot be read."""
+        number = self._shard_of(i)
+        shard = self.shards[number]
+        if shard._file is None:
+            if len(self._open) >= _MAX_OPEN:
+                self.shards[self._open.pop(0)].close()
+            self._open.append(number)
+        return shard.read(i - self._starts[number])
