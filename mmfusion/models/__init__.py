@@ -1,0 +1,1 @@
+"""Encoders, fusion and decoder: tensors in, tensors out, on torch and timm alone."""

@@ -1,0 +1,1 @@
+"""How the encoders' tokens meet the decoder's text."""

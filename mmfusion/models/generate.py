@@ -1,0 +1,104 @@
+"""Text from a model: prompts in, pieces out, with a cache that changes the time and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.types import Batch, Rows
+
+
+@torch.inference_mode()
+def generate(
+    model: MultimodalModel,
+    batch: Batch,
+    *,
+    end: int,
+    max_new: Annotated[int, Gt(0)],
+    temperature: Annotated[float, Ge(0)] = 0.0,
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
+    seed: int = 0,
+    banned: Sequence[int] = (),
+) -> list[list[int]]:
+    """Continues each of the K documents of `batch.rows`, which hold prompts only, until the piece `end` or `max_new`.
+
+    Returns the new pieces of each document, without `end`. Prompts may have any lengths and share rows. Temperature 0
+    takes the likeliest piece; above it, pieces are drawn from the smallest set that holds `top_p` of the probability
+    (nucleus sampling, Holtzman et al. 1904.09751), the same for the same seed and documents. `banned` pieces are never
+    said.
+    """
+    rows = one_document_a_row(batch.rows)
+    tokens = model.encode({name: parts for name, parts in batch.streams.items() if name != "text"})
+    x = model.fusion(tokens, rows, model.decoder.embedding)
+    K, length = rows.ids.shape
+    cache = model.decoder.cache(K, length + max_new)
+    hidden = model.decoder(x, rows.document, rows.position, cache)
+
+    lengths = (rows.document >= 0).sum(dim=1)
+    last = hidden[torch.arange(K, device=x.device), lengths - 1]
+    document = torch.arange(K, device=x.device)[:, None]
+    generator = torch.Generator().manual_seed(seed)
+    said: list[Tensor] = []
+    open_ = torch.ones(K, dtype=torch.bool, device=x.device)
+    for step in range(max_new):
+        logits = (last @ model.decoder.unembedding.T).float()
+        logits[:, list(banned)] = -torch.inf
+        piece = choose(logits, temperature, top_p, torch.rand(K, generator=generator).to(logits))
+        said.append(torch.where(open_, piece, end))
+        open_ = open_ & (piece != end)
+        if step == max_new - 1 or not open_.any():
+            break
+        x = model.decoder.embedding(piece[:, None])
+        last = model.decoder(x, document, (lengths + step)[:, None], cache)[:, 0]
+    return [_until(pieces, end) for pieces in torch.stack(said, dim=1).tolist()] if K else []
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, dice: Tensor) -> Tensor:
+    """One piece [K] from logits[K, V]: the likeliest at temperature 0, else where dice[K] in [0, 1) falls."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probability, piece = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = probability.cumsum(dim=-1) - probability
+    kept = probability * (before < top_p)  # the likeliest always stays: nothing stands before it
+    reached = kept.cumsum(dim=-1)
+    index = (reached <= dice[:, None] * reached[:, -1:]).sum(dim=-1)
+    index = index.clamp(max=(kept > 0).sum(dim=-1) - 1)
+    return piece.gather(1, index[:, None])[:, 0]
+
+
+def one_document_a_row(rows: Rows) -> Rows:
+    """The same K documents, each in a row of its own, padded at the end.
+
+    Raises ValueError for a document that no row holds: there is nothing to go on from.
+    """
+    K = len(rows.owner)
+    where = [(rows.document == k).nonzero(as_tuple=True) for k in range(K)]
+    if empty := [k for k in range(K) if not len(where[k][0])]:
+        raise ValueError(f"documents {empty} of {K} have no pieces: a prompt has at least one")
+    length = max((len(row) for row, _ in where), default=0)
+
+    def spread(values: Tensor, padding: int) -> Tensor:
+        spread_out = values.new_full((K, length), padding)
+        for k, place in enumerate(where):
+            spread_out[k, : len(place[0])] = values[place]
+        return spread_out
+
+    return Rows(
+        ids=spread(rows.ids, 0),
+        labels=spread(rows.labels, -100),
+        document=spread(rows.document, -1),
+        position=spread(rows.position, 0),
+        slot=spread(rows.slot, -1),
+        owner=rows.owner,
+        answer=rows.answer,
+        score=rows.score,
+    )
+
+
+def _until(pieces: list[int], end: int) -> list[int]:
+    return pieces[: pieces.index(end)] if end in pieces else pieces

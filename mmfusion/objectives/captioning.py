@@ -1,0 +1,39 @@
+"""Say what a sample shows: next-piece prediction on the rows' labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Lt, MinLen
+from torch import nn
+
+from mmfusion.objectives.functional import captioning_loss
+from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs
+
+
+class Captioning(nn.Module):
+    """Cross-entropy of the labelled pieces; the count is the number of labels.
+
+    `modalities` are those whose tokens the decoder reads (the fusion's).
+    """
+
+    def __init__(
+        self,
+        *,
+        modalities: Annotated[Sequence[Modality], MinLen(1)],
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name in modalities)
+        self.label_smoothing = label_smoothing
+
+    def views(self, batch: Batch) -> Batch:
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        return int((batch.rows.labels != IGNORE).sum())
+
+    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
+        total = captioning_loss(outputs.hidden, outputs.unembedding, batch.rows.labels, self.label_smoothing)
+        return {"captioning": Loss(total, self.count(batch))}

@@ -1,0 +1,50 @@
+"""The captioning objective: sum and count, split over micro-batches."""
+
+import dataclasses
+import itertools
+
+import torch
+from tiny_outputs import batch, outputs
+from torch.nn import functional as F
+
+from mmfusion.objectives.captioning import Captioning
+from mmfusion.types import IGNORE, Batch, Outputs
+
+LABELS = torch.tensor([[1, IGNORE, 3], [IGNORE] * 3, [4, 5, 8], [IGNORE, IGNORE, 0]])
+
+
+def test_sum_and_count():
+    made = batch({"image": [0]}, concept=[1], labels=LABELS)
+    given = outputs(made)
+    objective = Captioning(modalities=["audio", "image"], label_smoothing=0.1)
+    loss = objective(given, made)["captioning"]
+    logits = given.hidden @ given.unembedding.T
+    expected = F.cross_entropy(logits.transpose(1, 2), LABELS, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(loss.sum, expected)
+    assert loss.count == objective.count(made) == 6
+    assert objective.modalities == ("image", "audio")
+    assert objective.views(made) is made
+
+
+def part(given: Outputs, made: Batch, rows: slice) -> tuple[Outputs, Batch]:
+    kept = {f.name: getattr(made.rows, f.name) for f in dataclasses.fields(made.rows)}
+    kept = {name: value[rows] if value.ndim == 2 else value for name, value in kept.items()}
+    smaller = dataclasses.replace(made, rows=dataclasses.replace(made.rows, **kept))
+    return dataclasses.replace(given, hidden=given.hidden[rows]), smaller
+
+
+def test_micro_batches_add_up():
+    """Unequal splits, one without any label: sums and counts give the whole's mean and gradient."""
+    made = batch({"image": [0]}, concept=[1], labels=LABELS)
+    given = outputs(made)
+    objective = Captioning(modalities=["image"])
+    whole = objective(given, made)["captioning"]
+    (gradient,) = torch.autograd.grad(whole.sum / whole.count, given.unembedding)
+    for cuts in ([0, 2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]):
+        slices = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+        losses = [objective(*part(given, made, rows))["captioning"] for rows in slices]
+        total = sum(loss.count for loss in losses)
+        assert total == whole.count
+        mean = torch.stack([loss.sum / total for loss in losses]).sum()
+        torch.testing.assert_close(mean, whole.sum / whole.count)
+        torch.testing.assert_close(torch.autograd.grad(mean, given.unembedding)[0], gradient)
