@@ -12,11 +12,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mmfusion.types import MODALITIES, Answer, Modality, Part, Sample, SkipSample
 
 MAX_TEXT_CHARS = 100_000
+_Item = TypeVar("_Item")
 
 PLAIN: Mapping[str, Modality] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
@@ -27,48 +28,57 @@ PLAIN: Mapping[str, Modality] = {
 
 
 class _Invalid(Exception):
-    """A field that does not hold: its path, what is wrong, and the countable reason."""
+    """A value that does not hold: what is wrong, the countable reason, and, as it rises, the path of fields to it."""
 
-    def __init__(self, where: str, what: str, reason: str = "bad json") -> None:
-        super().__init__(f"{where}: {what}")
+    def __init__(self, what: str, reason: str = "bad json") -> None:
+        super().__init__(what)
         self.reason = reason
+        self.path = ""
+
+    def under(self, name: str) -> _Invalid:
+        """The same, one field further out."""
+        self.path = f"{name}.{self.path}".rstrip(".").replace(".[", "[")
+        return self
+
+    def skip(self, key: str, url: str) -> SkipSample:
+        return SkipSample(self.reason, f"{url}: key {key!r}: {self.path or 'json'} {self}")
 
 
 # ---------------------------------------------------------------------------------------------- fields and their checks
 
 
-def _string(where: str, value: object) -> str:
+def _string(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise _Invalid(where, f"must be a non-empty string, not {value!r:.60}")
+        raise _Invalid(f"must be a non-empty string, not {value!r:.60}")
     if not value.isascii():
-        _encodable(where, value)
+        _check_encodable(value)
     return value
 
 
-def _encodable(where: str, value: str) -> None:
+def _check_encodable(value: str) -> None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Invalid(where, "holds half a surrogate pair", "text not utf-8") from None
+        raise _Invalid("holds half a surrogate pair", "text not utf-8") from None
 
 
-def check_text(where: str, value: object) -> str:
-    """A text that can be learnt from, unchanged; raises with a countable reason otherwise."""
+def _text(value: object) -> str:
+    """A text that can be learnt from, unchanged; raises with a reason of its own otherwise."""
     if not isinstance(value, str):
-        raise _Invalid(where, f"must be a string, not {value!r:.60}")
-    if not value.strip():
-        raise _Invalid(where, "is empty", "empty text")
+        raise _Invalid(f"must be a string, not {value!r:.60}")
+    if not value or value.isspace():
+        raise _Invalid("is empty", "empty text")
     if len(value) > MAX_TEXT_CHARS:
-        raise _Invalid(where, f"has {len(value)} characters, at most {MAX_TEXT_CHARS}", "text too long")
+        raise _Invalid(f"has {len(value)} characters, at most {MAX_TEXT_CHARS}", "text too long")
     if "\0" in value:
-        raise _Invalid(where, "holds a NUL character", "text with NUL")
+        raise _Invalid("holds a NUL character", "text with NUL")
     if value.isascii():
         return value
-    _encodable(where, value)
+    _check_encodable(value)
     if value[0] == "\ufeff":
-        raise _Invalid(where, "starts with a byte order mark", "text with BOM")
+        raise _Invalid("starts with a byte order mark", "text with BOM")
     if "\ufffd" in value or _is_mojibake(value):
-        raise _Invalid(where, "was decoded with the wrong table", "mojibake")
+        raise _Invalid("was decoded with the wrong table", "mojibake")
     return value
 
 
@@ -81,70 +91,68 @@ def _is_mojibake(value: str) -> bool:
     return True
 
 
-def _number(where: str, value: object) -> float:
+def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Invalid(where, f"must be a number, not {value!r:.60}")
+        raise _Invalid(f"must be a number, not {value!r:.60}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Invalid(where, "must be finite")
+        raise _Invalid("must be finite")
     return number
 
 
-def _rate(where: str, value: object) -> float:
-    number = _number(where, value)
+def _rate(value: object) -> float:
+    number = _number(value)
     if number <= 0:
-        raise _Invalid(where, f"must be positive, not {number}")
+        raise _Invalid(f"must be positive, not {number}")
     return number
 
 
-def _type(where: str, value: object) -> Modality:
-    if value not in MODALITIES:
-        raise _Invalid(where, f"must be one of {', '.join(MODALITIES)}, not {value!r:.60}")
-    return value  # pyright: ignore[reportReturnType]  # membership was just tested
+def _one_of(allowed: Sequence[str]) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise _Invalid(f"must be one of {', '.join(allowed)}, not {value!r:.60}")
+        return value
+
+    return check
 
 
-def _role(where: str, value: object) -> str:
-    if value not in ("user", "assistant"):
-        raise _Invalid(where, f"must be user or assistant, not {value!r:.60}")
-    return str(value)
-
-
-def _member(where: str, value: object) -> str:
-    name = _string(where, value)
+def _member(value: object) -> str:
+    name = _string(value)
     if "/" in name or "\\" in name or name.lower() == "json" or "" in name.split("."):
-        raise _Invalid(where, f"must be what follows the key in a member's name, such as fr.ogg, not {name!r}")
+        raise _Invalid(f"must be what follows the key in a member's name, such as fr.ogg, not {name!r}")
     return name
 
 
-def _list(where: str, value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise _Invalid(where, f"must be a list, not {value!r:.60}")
-    return value
+def _each(check: Callable[[object], _Item]) -> Callable[[object], tuple[_Item, ...]]:
+    def check_all(value: object) -> tuple[_Item, ...]:
+        if not isinstance(value, list):
+            raise _Invalid(f"must be a list, not {value!r:.60}")
+        made: list[_Item] = []
+        try:
+            for item in value:
+                made.append(check(item))
+        except _Invalid as error:
+            raise error.under(f"[{len(made)}]") from None
+        return tuple(made)
+
+    return check_all
 
 
-def _strings(where: str, value: object) -> tuple[str, ...]:
-    return tuple(_string(f"{where}[{i}]", item) for i, item in enumerate(_list(where, value)))
+def _cell(value: object) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise _Invalid(f"must be [row, column], not {value!r:.60}")
+    return _number(value[0]), _number(value[1])
 
 
-def _grid(where: str, value: object) -> tuple[tuple[float, float], ...]:
-    cells: list[tuple[float, float]] = []
-    for i, item in enumerate(_list(where, value)):
-        pair = _list(f"{where}[{i}]", item)
-        if len(pair) != 2:
-            raise _Invalid(f"{where}[{i}]", "must be [row, column]")
-        cells.append((_number(f"{where}[{i}]", pair[0]), _number(f"{where}[{i}]", pair[1])))
-    return tuple(cells)
-
-
-_PART_FIELDS: Mapping[str, Callable[[str, object], Any]] = {
-    "type": _type,
+_PART_FIELDS: Mapping[str, Callable[[object], Any]] = {
+    "type": _one_of(MODALITIES),
     "file": _member,
-    "text": check_text,
+    "text": _text,
     "lang": _string,
-    "role": _role,
+    "role": _one_of(("user", "assistant")),
     "kind": _string,
     "start_s": _number,
     "rate_hz": _rate,
@@ -152,9 +160,9 @@ _PART_FIELDS: Mapping[str, Callable[[str, object], Any]] = {
     "place": _string,
     "subject": _string,
     "speaker": _string,
-    "channels": _strings,
-    "units": _strings,
-    "grid": _grid,
+    "channels": _each(_string),
+    "units": _each(_string),
+    "grid": _each(_cell),
 }
 _SAMPLE_FIELDS = frozenset(("parts", "prompt", "answers", "check", "labels", "source", "licence"))
 
@@ -166,128 +174,135 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _Invalid("json", f"repeats the key {next(n for n in names if names.count(n) > 1)!r}")
+        raise _Invalid(f"repeats the key {next(n for n in names if names.count(n) > 1)!r}")
     return made
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _Invalid("json", f"holds {name}")
+    raise _Invalid(f"holds {name}")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Invalid(f"is not UTF-8 at byte {error.start}", "text not utf-8") from None
+
+
+def _object(raw: object) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise _Invalid(f"must be an object, not {raw!r:.60}")
+    return raw
+
+
 def _load(json_bytes: bytes) -> dict[str, Any]:
     try:
-        text = json_bytes.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _Invalid("json", f"byte {error.start} is not UTF-8", "text not utf-8") from None
-    try:
-        raw = _DECODER.decode(text)
+        return _object(_DECODER.decode(_utf8(json_bytes)))
     except RecursionError:
-        raise _Invalid("json", "is nested too deeply") from None
+        raise _Invalid("is nested too deeply") from None
     except ValueError as error:
-        raise _Invalid("json", str(error)) from None
-    if not isinstance(raw, dict):
-        raise _Invalid("json", "must be an object")
-    return raw
+        raise _Invalid(f"is no JSON: {error}") from None
 
 
-def _only(where: str, raw: object, allowed: frozenset[str]) -> dict[str, Any]:
-    if not isinstance(raw, dict):
-        raise _Invalid(where, f"must be an object, not {raw!r:.60}")
-    if not allowed.issuperset(raw):
-        raise _Invalid(where, f"has the unknown field {min(set(raw) - allowed)!r:.60}")
-    return raw
-
-
-def _check_part(where: str, part: Part) -> None:
+def _check_part(part: Part) -> None:
     """What holds between the fields of one part."""
     if part.type == "text":
         if part.text is None or part.file is not None:
-            raise _Invalid(where, "a text part has `text` and no `file`")
+            raise _Invalid("is a text part, which has `text` and no `file`")
         return
     if part.file is None:
-        raise _Invalid(where, f"a part of type {part.type} needs `file`")
+        raise _Invalid(f"is of type {part.type} and needs `file`")
     if part.type != "sensor":
         if part.channels or part.units or part.grid or part.times:
-            raise _Invalid(where, "channels, units, grid and times belong to sensor parts")
+            raise _Invalid("has channels, units, grid or times, which belong to sensor parts")
         return
     if (part.rate_hz is None) == (part.times is None):
-        raise _Invalid(where, "a sensor part needs either rate_hz or times")
+        raise _Invalid("is a sensor part, which has either rate_hz or times")
     if not part.channels or len(set(part.channels)) != len(part.channels):
-        raise _Invalid(f"{where}.channels", "must name each channel once")
+        raise _Invalid("must name each channel once in `channels`")
     if len(part.units) != len(part.channels):
-        raise _Invalid(f"{where}.units", f"has {len(part.units)} entries for {len(part.channels)} channels")
+        raise _Invalid(f"has {len(part.units)} units for {len(part.channels)} channels")
     if part.grid and len(part.grid) != len(part.channels):
-        raise _Invalid(f"{where}.grid", f"has {len(part.grid)} entries for {len(part.channels)} channels")
+        raise _Invalid(f"has {len(part.grid)} grid cells for {len(part.channels)} channels")
 
 
-def _part(where: str, raw: object, members: Mapping[str, bytes] | None) -> Part:
-    if not isinstance(raw, dict):
-        raise _Invalid(where, f"must be an object, not {raw!r:.60}")
-    if "type" not in raw:
-        raise _Invalid(where, "needs `type`")
+def _part(raw: object, members: Mapping[str, bytes] | None) -> Part:
     fields: dict[str, Any] = {}
-    for name, value in raw.items():
+    for name, value in _object(raw).items():
         check = _PART_FIELDS.get(name)
         if check is None:
-            raise _Invalid(where, f"has the unknown field {name!r:.60}")
-        fields[name] = check(f"{where}.{name}", value)
+            raise _Invalid(f"has the unknown field {name!r:.60}")
+        try:
+            fields[name] = check(value)
+        except _Invalid as error:
+            raise error.under(name) from None
+    if "type" not in fields:
+        raise _Invalid("needs `type`")
     if members is not None:
         for name, target in (("file", "data"), ("times", "times_s")):
             if name in fields:
-                data = members.get(fields[name].lower())
-                if data is None:
-                    raise _Invalid(f"{where}.{name}", f"the member {fields[name]!r} is not there", "missing member")
-                fields[target] = data
+                fields[target] = members.get(fields[name].lower())
+                if fields[target] is None:
+                    raise _Invalid(f"names {fields[name]!r}, which is not there", "missing member").under(name)
     part = Part(**fields)
-    _check_part(where, part)
+    _check_part(part)
     return part
 
 
-def _parts(where: str, raw: object, members: Mapping[str, bytes] | None) -> tuple[Part, ...]:
-    parts = tuple(_part(f"{where}[{i}]", item, members) for i, item in enumerate(_list(where, raw)))
+def _parts(raw: object, members: Mapping[str, bytes] | None) -> tuple[Part, ...]:
+    parts = _each(lambda item: _part(item, members))(raw)
     if not parts:
-        raise _Invalid(where, "is empty", "no parts")
+        raise _Invalid("is empty", "no parts")
     return parts
 
 
 def _answers(raw: object, members: Mapping[str, bytes] | None) -> tuple[Answer, ...]:
-    answers: list[Answer] = []
-    for i, item in enumerate(_list("answers", raw)):
-        where = f"answers[{i}]"
-        fields = _only(where, item, frozenset(("parts", "score")))
-        if len(fields) != 2:
-            raise _Invalid(where, "needs `parts` and `score`")
-        parts = _parts(f"{where}.parts", fields["parts"], members)
-        answers.append(Answer(parts=parts, score=_number(f"{where}.score", fields["score"])))
-    return tuple(answers)
+    def answer(item: object) -> Answer:
+        fields = _object(item)
+        if set(fields) != {"parts", "score"}:
+            raise _Invalid("must have `parts` and `score`, nothing else")
+        return Answer(
+            parts=_named("parts", lambda: _parts(fields["parts"], members)),
+            score=_named("score", lambda: _number(fields["score"])),
+        )
+
+    return _each(answer)(raw)
 
 
 def _labels(raw: object) -> dict[str, str]:
-    if not isinstance(raw, dict):
-        raise _Invalid("labels", f"must be an object, not {raw!r:.60}")
-    return {name: _string(f"labels.{name}", value) for name, value in raw.items()}
+    return {name: _named(name, lambda value=value: _string(value)) for name, value in _object(raw).items()}
+
+
+def _named(name: str, check: Callable[[], _Item]) -> _Item:
+    try:
+        return check()
+    except _Invalid as error:
+        raise error.under(name) from None
 
 
 def _sample(key: str, url: str, raw: dict[str, Any], members: Mapping[str, bytes] | None) -> Sample:
-    _only("json", raw, _SAMPLE_FIELDS)
+    if not _SAMPLE_FIELDS.issuperset(raw):
+        raise _Invalid(f"has the unknown field {min(set(raw) - set(_SAMPLE_FIELDS))!r:.60}")
     if ("parts" in raw) == ("prompt" in raw) or ("prompt" in raw) != ("answers" in raw):
-        raise _Invalid("json", "needs either `parts`, or `prompt` and `answers`")
+        raise _Invalid("needs either `parts`, or `prompt` and `answers`")
     if "check" in raw and "prompt" not in raw:
-        raise _Invalid("check", "belongs beside `prompt`")
-    return Sample(
-        key=key,
-        url=url,
-        parts=_parts("parts", raw["parts"], members) if "parts" in raw else (),
-        prompt=_parts("prompt", raw["prompt"], members) if "prompt" in raw else (),
-        answers=_answers(raw["answers"], members) if "answers" in raw else (),
-        check=_string("check", raw["check"]) if "check" in raw else None,
-        labels=_labels(raw["labels"]) if "labels" in raw else {},
-        source=_string("source", raw["source"]) if "source" in raw else None,
-        licence=_string("licence", raw["licence"]) if "licence" in raw else None,
-    )
+        raise _Invalid("has `check`, which belongs beside `prompt`")
+    checks: dict[str, Callable[[object], Any]] = {
+        "parts": lambda value: _parts(value, members),
+        "prompt": lambda value: _parts(value, members),
+        "answers": lambda value: _answers(value, members),
+        "labels": _labels,
+    }
+    fields: dict[str, Any] = {}
+    for name, value in raw.items():
+        try:
+            fields[name] = checks.get(name, _string)(value)
+        except _Invalid as error:
+            raise error.under(name) from None
+    return Sample(key=key, url=url, **fields)
 
 
 def _plain(key: str, url: str, members: Mapping[str, bytes]) -> Sample:
@@ -295,15 +310,11 @@ def _plain(key: str, url: str, members: Mapping[str, bytes]) -> Sample:
     for name, data in members.items():
         modality = PLAIN.get(name.rpartition(".")[2].lower())
         if modality == "text":
-            try:
-                text = data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _Invalid(name, f"byte {error.start} is not UTF-8", "text not utf-8") from None
-            parts.append(Part(type="text", text=check_text(name, text)))
+            parts.append(Part(type="text", text=_named(name, lambda data=data: _text(_utf8(data)))))
         elif modality is not None:
             parts.append(Part(type=modality, file=name, data=data))
     if not parts:
-        raise _Invalid("members", f"no known kind among {', '.join(members) or 'none'}", "no parts")
+        raise _Invalid(f"has no member of a known kind, only {', '.join(members) or 'none'}", "no parts")
     return Sample(key=key, url=url, parts=tuple(parts))
 
 
@@ -312,7 +323,7 @@ def parse_sample(key: str, json_bytes: bytes, url: str = "") -> Sample:
     try:
         return _sample(key, url, _load(json_bytes), None)
     except _Invalid as error:
-        raise SkipSample(error.reason, f"{url}: key {key!r}: {error}") from None
+        raise error.skip(key, url) from None
 
 
 def sample_from_members(key: str, members: Mapping[str, bytes], url: str = "") -> Sample:
@@ -323,7 +334,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], url: str = "") -
             return _sample(key, url, raw, members)
         return _plain(key, url, members)
     except _Invalid as error:
-        raise SkipSample(error.reason, f"{url}: key {key!r}: {error}") from None
+        raise error.skip(key, url) from None
 
 
 # ------------------------------------------------------------------------------------------------------- Sample -> json
