@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -82,13 +85,65 @@ def _processor() -> str:
         return platform.processor()
 
 
+def write(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def discard(run: Path) -> None:
+    """Remove the folder of a run that never took a step, and the folders above it that this leaves empty."""
+    shutil.rmtree(run, ignore_errors=True)
+    for above in list(run.parents)[:2]:
+        try:
+            above.rmdir()
+        except OSError:  # not empty, or not ours
+            return
+
+
+def step_of(point: Path) -> int:
+    """The optimizer steps done at a resume point."""
+    return int(point.stem.removeprefix("step="))
+
+
 def resume_points(run: Path) -> list[Path]:
     """What training can go on from, newest first."""
+    return sorted((run / "resume").glob("step=*.ckpt"), key=step_of, reverse=True)
 
-    def step(path: Path) -> int:
-        return int(path.stem.removeprefix("step="))
 
-    return sorted((run / "resume").glob("step=*.ckpt"), key=step, reverse=True)
+def set_history_aside(run: Path, until: int) -> None:
+    """Keep the logged rows of the steps before `until`; the logger starts a file of its own when a run goes on."""
+    rows = [row for row in _history(run) if int(row["step"]) < until]
+    _write_history(run / "metrics.before.csv", rows)
+    (run / "metrics.csv").unlink(missing_ok=True)
+
+
+def bring_history_back(run: Path) -> None:
+    """Make one metrics.csv of what was logged before and after a run went on."""
+    if (run / "metrics.before.csv").exists():
+        _write_history(run / "metrics.csv", _history(run))
+        (run / "metrics.before.csv").unlink()
+
+
+def _history(run: Path) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for name in ("metrics.before.csv", "metrics.csv"):
+        if (run / name).is_file():
+            with (run / name).open(newline="") as file:
+                rows += [
+                    row for row in csv.DictReader(file) if row.get("step")
+                ]  # a killed writer may leave half a line
+    return rows
+
+
+def _write_history(path: Path, rows: list[dict[str, str]]) -> None:
+    columns = sorted({name for row in rows for name in row if name})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue())
 
 
 def newest_good(run: Path) -> Path:

@@ -12,25 +12,32 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import hydra
 import lightning.pytorch as pl
 from annotated_types import Ge, Gt
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mmfusion import config, runs
+from mmfusion import api, checkpoint, config, report, runs
 from mmfusion.config import ConfigError
 from mmfusion.data.datamodule import DataModule
+from mmfusion.data.shards import read_manifest
+from mmfusion.evaluation import run as evaluate
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training.module import TrainingModule
 from mmfusion.types import DataError
@@ -82,6 +89,9 @@ def train(
     """
     assert paths.run is not None
     run = Path(paths.run)
+    if resume and (run / "report.html").exists():
+        print(f"{run}: trained and evaluated already, nothing to do; its report is {run / 'report.html'}")
+        return
     module = TrainingModule(
         model=model, objectives=objective, weights=weights or {}, optimizer=optim, scheduler=scheduler, seed=seed
     )
@@ -89,6 +99,8 @@ def train(
         max_steps=steps, callbacks=list(callbacks.values()), logger=list(logger.values()), default_root_dir=run
     )
     point = runs.newest_good(run) if resume else None
+    if point:
+        runs.set_history_aside(run, until=runs.step_of(point))
     began = time.monotonic()
     try:
         fitter.fit(module, datamodule=data, ckpt_path=point, weights_only=True)
@@ -98,7 +110,68 @@ def train(
         if fitter.state.status == TrainerStatus.INTERRUPTED:
             raise Stopped(130) from error
         raise
-    print(f"trained {fitter.global_step} steps in {time.monotonic() - began:.0f} s", flush=True)
+    runs.bring_history_back(run)
+    seconds = {"training": time.monotonic() - began}
+    print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
+    _finish(tree, run, module, evaluation, seconds)
+
+
+def _finish(
+    tree: Mapping[str, Any],
+    run: Path,
+    module: TrainingModule,
+    tasks: Mapping[str, Callable[..., Any]],
+    seconds: dict[str, float],
+) -> None:
+    """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
+    root, steps = Path(tree["data"]["root"]), int(tree["steps"])
+    checkpoint.save(
+        run / "checkpoint",
+        config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
+        model=module.model,
+        tokenizer=Path(tree["data"]["tokenizer"]),
+        lineage=checkpoint.lineage(step=steps, seed=int(tree["seed"]), data=root, commit=runs.commit()),
+        card="",
+    )
+    began = time.monotonic()
+    model = api.load(run / "checkpoint", allow={str(target) for _, target in config.targets(tree["model"])})
+    done = evaluate(model, tasks, root)
+    seconds["evaluation"] = time.monotonic() - began
+    for name, reason in done.left_out.items():
+        print(f"task {name} left out: {reason}", flush=True)
+    runs.write(run / "metrics.json", json.dumps(done.metrics, indent=1, ensure_ascii=False))
+    skipped = {**module.skipped, **done.skipped}
+    report.write(
+        run / "report.html",
+        title=str(tree["name"]),
+        facts=report.facts_of(run, steps=steps, seconds=seconds),
+        history=run / "metrics.csv",
+        evaluation=done,
+        examples=report.collect(model, done),
+        counts={f"skipped, {reason}": str(n) for reason, n in skipped.items()} or {"samples skipped": "none"},
+    )
+    checkpoint.write_card(
+        run / "checkpoint", report.card(str(tree["name"]), read_manifest(root), done.metrics, model.modalities)
+    )
+    print(f"evaluated in {seconds['evaluation']:.0f} s\n")
+    _print_metrics(done.metrics)
+    print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
+    print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
+
+
+def _print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("task", "metric", "value", "95% interval", "n", "chance", "baselines"):
+        table.add_column(heading, justify="left" if heading in ("task", "metric", "baselines") else "right")
+    for row in metrics:
+        low, high = row["ci95"]
+        beside = ", ".join(f"{name} {value:.3g}" for name, value in row["baselines"].items())
+        numbers = f"{row['value']:.3f}", f"{low:.3f} to {high:.3f}", str(row["n"]), f"{row['chance']:.3f}"
+        table.add_row(row["task"], row["metric"], *numbers, beside)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+# ------------------------------------------------------------------------------------------------------------- the verb
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,4 +182,91 @@ def run(options: argparse.Namespace) -> int:
     config_dir = Path(options.config_dir) if options.config_dir else None
     if options.multirun:
         return _sweep(options.overrides, config_dir)
-    return _run_one(_composed(options.overrides, config_dir))
+    resumed, rest = _split_resume(options.overrides)
+    return _run_one(_resumed(resumed, rest) if resumed else config.compose(rest, config_dir))
+
+
+def _split_resume(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """`resume=RUN` is a file name and not in Hydra's grammar: it is taken out before Hydra sees the rest."""
+    given = [o.removeprefix("resume=") for o in overrides if o.startswith("resume=")]
+    return (Path(given[-1]) if given else None), [o for o in overrides if not o.startswith("resume=")]
+
+
+def _resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a run that goes on: its own, with nothing changed that a result depends on."""
+    if not (run / "config.yaml").is_file():
+        raise ConfigError([f"resume={run}: no run folder (it has no config.yaml)"])
+    for override in overrides:
+        key = override.split("=")[0]
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RUN_ONLY):
+            raise ConfigError([f"{key}: cannot change when a run goes on; only {', '.join(RUN_ONLY)} can"])
+    tree = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
+    tree.resume, tree.paths.run = str(run), str(run)
+    assert isinstance(tree, DictConfig)
+    return tree
+
+
+def _run_one(cfg: DictConfig) -> int:
+    """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
+    folder = Path(cfg.paths.run or Path(cfg.paths.runs) / str(cfg.name) / runs.timestamp())
+    cfg.paths.run = str(folder)
+    tree = config.plain(cfg)
+    config.check(tree, train)
+    resuming = bool(tree.get("resume"))
+    try:
+        if not resuming:
+            runs.create(folder)
+            runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
+        print(f"run folder  {folder}", flush=True)
+        train(tree, **config.build_arguments(tree, train))
+    except Stopped as stopped:
+        print(f"stopped; go on with: mmfusion train resume={folder}", file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: mmfusion train resume={folder}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _failed(error, folder, resuming)
+    return 0
+
+
+def _failed(error: Exception, folder: Path, resuming: bool) -> int:
+    """One line for what can be told in one; a traceback before it for what is our fault."""
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    if not isinstance(cause, (DataError, runs.RunError, checkpoint.CheckpointError, ConfigError, OSError, ValueError)):
+        traceback.print_exception(error)
+    if not resuming and not runs.resume_points(folder):
+        runs.discard(folder)
+        kept = ""
+    else:
+        kept = f"; go on with: mmfusion train resume={folder}"
+    print(f"mmfusion: {' '.join(str(cause).split()) or type(cause).__name__}{kept}", file=sys.stderr)
+    return 1
+
+
+def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
+    """`-m`, by Hydra's own sweeper and launcher: one run after another; one that fails does not end the others."""
+    tree = config.conf_dir()
+    statuses: dict[str, int] = {}
+
+    def job(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        with open_dict(cfg):
+            cfg.paths.run = hydra_cfg.runtime.output_dir
+        label = " ".join(o.lstrip("+") for o in hydra_cfg.overrides.task)
+        print(f"\n{label}")
+        try:
+            statuses[label] = _run_one(cfg)
+        except ConfigError as error:
+            statuses[label] = 2
+            print("\n".join(f"mmfusion: {problem}" for problem in error.problems), file=sys.stderr)
+        if statuses[label] in (130, 143):
+            raise KeyboardInterrupt
+
+    given = config.as_overrides(overrides, [tree, *([config_dir] if config_dir else [])])
+    sys.argv = [sys.argv[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
+    hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
+    print("\nsummary")
+    for label, status in statuses.items():
+        print(f"  {'done' if status == 0 else f'failed ({status})'}  {label}")
+    return max(statuses.values(), default=1)
