@@ -1,0 +1,4 @@
+"""Scripts that build the embedded sample from packages of Debian, npm and PyPI: one script per source.
+
+`python -m data_prep.build` makes everything, `python -m data_prep.SOURCE` one source again; the same bytes every time.
+"""
