@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from mmfusion.data.decode import decode_part
-from mmfusion.data.shards import ShardSet
+from mmfusion.data.shards import ShardSet, read_manifest
 from mmfusion.evaluation.statistics import Statistic
 from mmfusion.types import Modality, Part, Sample, SkipSample
 
@@ -42,7 +42,10 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One metric of a task, example by example: values[n], clusters[n], each baseline's values[n], and chance."""
+    """One metric of a task, example by example: values[n], clusters[n], each baseline's values[n], and chance.
+
+    `subset` names the modalities it was asked with, where a task is asked with several subsets.
+    """
 
     metric: str
     values: np.ndarray
@@ -50,6 +53,7 @@ class Outcome:
     chance: float
     baselines: dict[str, np.ndarray] = field(default_factory=dict)
     statistic: Statistic = "mean"
+    subset: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,19 @@ class Retrieval:
     def recall(self, k: int) -> np.ndarray:
         """1 where a right candidate is among the first k, else 0, [Q]."""
         return (self.ranks() <= k).astype(np.float64)
+
+    def only(self, rows: Sequence[int] | np.ndarray) -> Retrieval:
+        """Some of the queries against all candidates."""
+        kept = [int(row) for row in rows]
+        return Retrieval(
+            tuple(self.queries[i] for i in kept),
+            tuple(self.keys[i] for i in kept),
+            tuple(self.clusters[i] for i in kept),
+            self.candidates,
+            self.scores[kept],
+            self.right[kept],
+            self.pictures,
+        )
 
     def chance(self, k: int) -> float:
         """The recall at k of candidates in random order, in the mean over queries."""
@@ -105,15 +122,25 @@ class Bench:
         self.model, self.root = model, root
         self.split: Split = split
         self.skipped: Counter[str] = Counter()
-        self._samples: dict[str, tuple[Sample, ...]] = {}
+        self._samples: dict[str, tuple[tuple[str, Sample], ...]] = {}
         self._decoded: dict[bytes, Part | None] = {}
         self._made: dict[tuple[str, bytes], np.ndarray] = {}
 
     def samples(self, split: Split, source: str | None = None) -> list[Sample]:
         """The samples of a split, of one source or of all; an empty list where the manifest has none."""
         if split not in self._samples:
-            self._samples[split] = tuple(ShardSet(self.root, split))
-        return [sample for sample in self._samples[split] if source in (None, sample.source)]
+            self._samples[split] = tuple(self._read(split))
+        return [sample for of, sample in self._samples[split] if source in (None, of)]
+
+    def _read(self, split: Split) -> Iterator[tuple[str, Sample]]:
+        if all(entry.split != split for entry in read_manifest(self.root)):
+            return
+        shards = ShardSet(self.root, split)
+        for i in range(len(shards)):
+            try:
+                yield shards.source_of(i), shards.read(i)
+            except SkipSample as error:
+                self.skipped[error.reason] += 1
 
     def concepts(self, split: Split) -> frozenset[str]:
         """The concepts that stand in a split's shards."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +16,14 @@ from mmfusion.evaluation.bench import Bench, Embedder, Lacking, Outcome, Result,
 from mmfusion.evaluation.statistics import difference, estimate
 
 Task = Callable[[Bench], Result]
-Row = dict[str, Any]  # task, metric, value, n, clusters, ci95, chance, baselines {name: value}, differences
+Row = dict[str, Any]  # task, metric, value, n, clusters, ci95, chance, baselines {name: value}, differences, subset
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """`metrics` are the rows of metrics.json; `results` what they were made of; `left_out` says why a task is missing.
 
-    `skipped` counts parts that could not be decoded, by reason; `seconds` is what each task took.
+    `skipped` counts parts that could not be decoded, by reason; `seconds` is what each task took, `about` what it asks.
     """
 
     split: Split
@@ -30,6 +32,7 @@ class Evaluation:
     left_out: dict[str, str]
     skipped: dict[str, int]
     seconds: dict[str, float]
+    about: dict[str, str]
 
 
 def run(model: Embedder, tasks: Mapping[str, Task], root: Path, split: Split = "test", seed: int = 0) -> Evaluation:
@@ -48,7 +51,13 @@ def run(model: Embedder, tasks: Mapping[str, Task], root: Path, split: Split = "
             continue
         metrics += [row(name, outcome, seed) for outcome in results[name].outcomes]
         seconds[name] = time.monotonic() - began
-    return Evaluation(split, metrics, results, left_out, dict(bench.skipped), seconds)
+    about = {name: _first_paragraph(tasks[name]) for name in results}
+    return Evaluation(split, metrics, results, left_out, dict(bench.skipped), seconds, about)
+
+
+def _first_paragraph(task: Task) -> str:
+    function = task.func if isinstance(task, functools.partial) else task
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
 
 
 def row(task: str, outcome: Outcome, seed: int = 0) -> Row:
@@ -64,6 +73,7 @@ def row(task: str, outcome: Outcome, seed: int = 0) -> Row:
         for name, values in outcome.baselines.items():
             gap = difference(outcome.values, values, outcome.clusters, seed=seed)
             gaps[name] = {"value": gap.value, "ci95": gap.ci95}
+    subset = {"subset": list(outcome.subset)} if outcome.subset else {}
     return {
         "task": task,
         "metric": outcome.metric,
@@ -74,4 +84,5 @@ def row(task: str, outcome: Outcome, seed: int = 0) -> Row:
         "chance": outcome.chance,
         "baselines": beside,
         "differences": gaps,
+        **subset,
     }

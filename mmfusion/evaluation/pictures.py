@@ -114,7 +114,7 @@ def seen_in(bench: Bench, concepts: Sequence[str]) -> list[int]:
 
 
 def picture_to_name(bench: Bench, *, source: str | None, train_source: str | None, language: str = "en") -> Result:
-    """Pictures of seen concepts -> one of all names of the tested source.
+    """Which of all names of the tested source a picture of a seen concept has.
 
     Any name of an identical picture counts as right, for the model and for the nearest neighbours among the training
     pictures of `train_source`, whose names are their answers.
@@ -143,8 +143,8 @@ def _any_right(right: Sequence[str], train: Named, neighbours_of_it: np.ndarray)
 
 
 def unseen_concepts(bench: Bench, *, source: str | None, train_source: str | None, language: str = "en") -> Result:
-    """Pictures of concepts that nobody trained on: their names among the unseen names only, their category, and their
-    names in every other language that the split has.
+    """Pictures of concepts that nobody trained on: which of the unseen names they have, in English and in every other
+    language of the split, and which category.
 
     The baseline answers with the unseen names that are spelt most like the name of the nearest training picture;
     for the category it answers with that picture's.
@@ -194,22 +194,18 @@ def _category(
 
 def _other_languages(bench: Bench, asked: Named, language: str) -> list[Outcome]:
     """R@1 among the unseen names of each other language, over all languages that name at least two of the concepts."""
-    named: dict[str, dict[str, str]] = {}
-    for sample in bench.samples(bench.split):
-        for part in sample.of("text"):
-            if part.lang and part.lang != language and part.text and "concept" in sample.labels:
-                named.setdefault(part.lang, {}).setdefault(sample.labels["concept"], part.text)
     values, clusters, chances = [], [], []
-    for other, names in sorted(named.items()):
-        rows = [i for i, concept in enumerate(asked.concepts) if concept in names]
-        if len(rows) < 2:
+    others = {part.lang for sample in asked.samples for part in sample.of("text") if part.lang} - {language}
+    for other in sorted(others):
+        named = [(i, name) for i, sample in enumerate(asked.samples) if (name := text_of(sample, other))]
+        if len(named) < 2:
             continue
-        those = asked.only(rows)
-        renamed = Named(those.samples, those.pictures, tuple((names[concept],) for concept in those.concepts))
+        those = asked.only(i for i, _ in named)
+        renamed = Named(those.samples, those.pictures, tuple((name,) for _, name in named))
         found = retrieve_names(bench, renamed, renamed.candidates, other)
         values.append(found.recall(1))
         clusters += those.concepts
-        chances.append(np.full(len(rows), found.chance(1)))
+        chances.append(np.full(len(named), found.chance(1)))
     if not values:
         return []
     metric = f"R@1 in {len(values)} other language{'s' if len(values) > 1 else ''}"
@@ -225,10 +221,9 @@ def captions(
     limit: Annotated[int, Gt(0)] = 128,
     max_new: Annotated[int, Gt(0)] = 24,
 ) -> Result:
-    """What the decoder says about up to `limit` pictures each of seen and unseen concepts, chosen by a hash of the key:
-    exactly a right name, and chrF against the nearest of them.
+    """What the decoder says about pictures: whether it is exactly a right name, and how near it comes (chrF).
 
-    Chance is the caption of another of these pictures; the baseline the name of the nearest training picture.
+    Asked on up to `limit` pictures each of seen and of unseen concepts, chosen by a hash of the key. Chance is the caption of another of these pictures; the baseline the name of the nearest training picture.
     """
     bench.require("image", "text")
     everything = named_pictures(bench, bench.samples(bench.split, source), language)

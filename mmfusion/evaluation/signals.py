@@ -36,11 +36,11 @@ def zero_shot(
     window_s: Annotated[float, Gt(0)] = 8.0,
     language: str = "en",
 ) -> Result:
-    """The class of a clip or series as retrieval among the class names; no head is trained.
+    """Which of the class names a clip or series is nearest to; no classifier is trained for it.
 
     `label` and `cluster` name labels of the samples (without `cluster` each sample is its own). A class is called what
-    the training samples' text calls it most often. A series is cut into windows that overlap by half, their embeddings are
-    averaged. Beside it stands a logistic regression on simple features of the training shards' whole clips or series.
+    the training samples' text calls it most often. A series is cut into windows that overlap by half; their embeddings
+    are averaged. Beside it stands a logistic regression on simple features of the training shards' clips or series.
     """
     bench.require(modality, "text")
     asked = _labelled(bench, bench.samples(bench.split, source), modality, label)
@@ -126,37 +126,55 @@ class _Thing:
 
 
 def spoken_to_picture(bench: Bench, *, source: str | None, language: str = "en") -> Result:
-    """A spoken name that nobody trained on -> the picture it means, among all different pictures of the source, of any
-    split. Clusters are pictures; another picture of the same name is right too."""
+    """Which of all pictures a spoken name means; its clip was in nobody's training.
+
+    Asked of things whose pictures and other clips were in training, and of things that were not. Candidates are all
+    different pictures of the source, of any split; another one of the same name is right too. Clusters are things.
+    """
     bench.require("audio", "image", "text")
     things, which = _things(bench, source, language)
-    spoken = _spoken(bench, source)
-    spoken = [(sample, part) for sample, part in spoken if sample.key in which]
+    spoken = [(sample, part) for sample, part in _spoken(bench, source) if sample.key in which]
     if not spoken or len(things) < 2:
         raise Lacking(f"no spoken names with pictures in split {bench.split!r}")
     scores = bench.embed([part for _, part in spoken]) @ bench.embed([thing.picture for thing in things]).T
-    names = [thing.name for thing in things]
+    names = tuple(thing.name for thing in things)
     right = np.array([[name == names[which[sample.key]] for name in names] for sample, _ in spoken])
-    clusters = tuple(str(which[sample.key]) for sample, _ in spoken)
     found = Retrieval(
-        tuple(part for _, part in spoken), tuple(sample.key for sample, _ in spoken), clusters, tuple(names),
-        scores, right, tuple(thing.picture for thing in things),
-    )  # fmt: skip
-    outcomes = [Outcome(f"R@{k} of {len(things)}", found.recall(k), clusters, found.chance(k)) for k in (1, 5)]
+        queries=tuple(part for _, part in spoken),
+        keys=tuple(sample.key for sample, _ in spoken),
+        clusters=tuple(names[which[sample.key]] for sample, _ in spoken),
+        candidates=names,
+        scores=scores,
+        right=right,
+        pictures=tuple(thing.picture for thing in things),
+    )
+    known = bench.concepts("train")
+    seen = np.array([sample.labels.get("concept") in known for sample, _ in spoken])
+    outcomes = []
+    for kind, rows in {"seen": seen.nonzero()[0], "unseen": (~seen).nonzero()[0]}.items():
+        for k in (1, 5) if len(rows) else ():
+            clusters = [found.clusters[i] for i in rows]
+            metric = f"R@{k} of {len(things)}, {kind} things"
+            outcomes.append(Outcome(metric, found.recall(k)[rows], clusters, found.only(rows).chance(k)))
     return Result(tuple(outcomes), found)
 
 
 def by_modality(bench: Bench, *, source: str | None, language: str = "en") -> Result:
-    """The name of a thing from its picture, from a spoken name that nobody trained on, from its own sound, and from
-    every combination of them (the mean of the unit embeddings), on the same things.
+    """The name of a thing from its picture, its spoken name, its own sound, and from every combination of them. The
+    pictures and sounds of these things were in training, the spoken clips were not.
 
-    Picture and own sound may have been met in training (of held-out things they were not); the spoken clip was not.
+    A combination is the mean of the unit embeddings.
     """
     bench.require("image", "audio", "text")
     things, which = _things(bench, source, language)
-    asked = [(s, p) for s, p in _spoken(bench, source) if s.key in which and things[which[s.key]].sound is not None]
+    known = bench.concepts("train")
+    asked = [
+        (sample, part)
+        for sample, part in _spoken(bench, source)
+        if sample.labels.get("concept") in known and sample.key in which and things[which[sample.key]].sound
+    ]
     if not asked:
-        raise Lacking(f"no thing with a picture, a spoken name and a sound in split {bench.split!r}")
+        raise Lacking(f"no known thing with a picture, a sound, and a spoken name in split {bench.split!r}")
     rows = [which[sample.key] for sample, _ in asked]
     sounds = [sound for row in rows if (sound := things[row].sound) is not None]
     embedded: Mapping[str, np.ndarray] = {
@@ -167,13 +185,14 @@ def by_modality(bench: Bench, *, source: str | None, language: str = "en") -> Re
     candidates = tuple(dict.fromkeys(thing.name for thing in things))
     names = bench.embed_names(candidates, language)
     right = np.array([[name == things[row].name for name in candidates] for row in rows])
-    clusters = tuple(str(row) for row in rows)
+    clusters = tuple(things[row].name for row in rows)
     outcomes = []
     for size in (1, 2, 3):
         for subset in itertools.combinations(embedded, size):
             scores = _unit(np.mean([embedded[m] for m in subset], axis=0)) @ names.T
             found = Retrieval((), (), clusters, candidates, scores, right)
-            outcomes.append(Outcome(f"R@1 from {' + '.join(subset)}", found.recall(1), clusters, found.chance(1)))
+            metric = f"R@1 from {' + '.join(subset)}"
+            outcomes.append(Outcome(metric, found.recall(1), clusters, found.chance(1), subset=subset))
     return Result(tuple(outcomes))
 
 

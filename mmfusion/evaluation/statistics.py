@@ -61,9 +61,16 @@ def difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of `ours - theirs` [n], paired by example, so that what makes an example hard for both cancels."""
+    """The mean of `ours - theirs` [n], paired by example, so that what makes an example hard for both cancels.
+
+    Outcomes lie in 0..1. Where no example differs, the interval says how many could and still none be seen.
+    """
     gap = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    return estimate(gap, clusters, resamples=resamples, seed=seed)
+    got = estimate(gap, clusters, resamples=resamples, seed=seed)
+    if got.ci95 is None or gap.any():
+        return got
+    unseen = _exact_bounds(0.0, got.clusters)[1]
+    return Estimate(got.value, got.n, got.clusters, (-unseen, unseen))
 
 
 def _interval(

@@ -69,6 +69,12 @@ def test_paired_difference_cancels_what_is_shared() -> None:
     assert 0.45 < got.ci95[0] < 0.5 < got.ci95[1] < 0.55
 
 
+def test_no_difference_is_not_certainty_either() -> None:
+    got = difference([0, 1, 1], [0, 1, 1], ["a", "b", "c"])
+    bound = 1 - 0.025 ** (1 / 3)
+    assert got.ci95 == pytest.approx((-bound, bound))
+
+
 def test_medians() -> None:
     assert estimate([5, 1, 9], ["a", "b", "c"], statistic="median").value == 5
     values = np.array([9.0, 1.0, 5.0])

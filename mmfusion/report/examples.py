@@ -1,0 +1,152 @@
+"""Held-out examples for the report: what was asked, retrieved and said; chosen by a hash, not by success."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+from markupsafe import Markup
+from PIL import Image
+
+from mmfusion.evaluation.bench import Embedder, Retrieval, array_of
+from mmfusion.evaluation.measure import Evaluation
+from mmfusion.evaluation.signals import windows
+from mmfusion.evaluation.wording import exact
+from mmfusion.report import svg
+from mmfusion.types import Part
+
+SHOWN_S = 8.0  # of a series
+RETRIEVED = 5
+MAX_NEW = 24
+
+
+@dataclass(frozen=True)
+class Found:
+    """A retrieved candidate: its name, its cosine, whether it is right, and its picture if candidates are pictures."""
+
+    name: str
+    score: float
+    right: bool
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One card of the report: `media` is the input as HTML, `heard` the transcript of a spoken one.
+
+    `rank` is where the right name, `truth`, stood among `candidates`; `caption` what the decoder said in `lang`.
+    """
+
+    task: str
+    key: str
+    media: Markup
+    truth: str
+    heard: str | None
+    lang: str
+    found: tuple[Found, ...]
+    rank: int
+    candidates: int
+    caption: str
+    caption_right: bool
+
+
+def collect(model: Embedder, evaluation: Evaluation, each: int = 3) -> list[Example]:
+    """`each` examples of every task that has a retrieval to show."""
+    cards: list[Example] = []
+    for task, result in evaluation.results.items():
+        if result.retrieval is not None:
+            cards += _of_task(model, task, result.retrieval, each)
+    return cards
+
+
+def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> list[Example]:
+    order = sorted(range(len(retrieval.keys)), key=lambda i: hashlib.blake2b(retrieval.keys[i].encode()).digest())
+    chosen: list[int] = []
+    for i in order:  # one of each cluster first: three clips of one stamp would show one stamp
+        if len(chosen) < each and retrieval.clusters[i] not in {retrieval.clusters[j] for j in chosen}:
+            chosen.append(i)
+    ranks = retrieval.ranks()
+    cards = []
+    for i in chosen:
+        part = retrieval.queries[i]
+        lang = (part.lang if part.kind == "speech" else None) or "en"
+        shown = windows(part, SHOWN_S)[0]
+        said = model.generate_parts([[shown]], lang, MAX_NEW)[0]
+        right = [name for name, hit in zip(retrieval.candidates, retrieval.right[i], strict=True) if hit]
+        heard = part.text if part.kind == "speech" else None
+        best = np.argsort(-retrieval.scores[i], kind="stable")[:RETRIEVED]
+        cards.append(
+            Example(
+                task=task,
+                key=retrieval.keys[i],
+                media=media(shown, part),
+                truth=right[0],
+                heard=heard,
+                lang=lang,
+                found=tuple(_found(retrieval, i, int(c)) for c in best),
+                rank=int(ranks[i]),
+                candidates=len(retrieval.candidates),
+                caption=said,
+                caption_right=bool(exact([said], [[heard] if heard else right])[0]),
+            )
+        )
+    return cards
+
+
+def _found(retrieval: Retrieval, query: int, candidate: int) -> Found:
+    picture = _png(array_of(retrieval.pictures[candidate])) if retrieval.pictures else None
+    score, right = float(retrieval.scores[query, candidate]), bool(retrieval.right[query, candidate])
+    return Found(retrieval.candidates[candidate], score, right, picture)
+
+
+def media(shown: Part, whole: Part) -> Markup:
+    """A decoded part as HTML: a picture to see, a clip to play, a series to look at."""
+    array = array_of(shown)
+    if shown.type == "image":
+        return Markup('<img class="input" src="{}" alt="the picture asked about">').format(_png(array))
+    if shown.type == "audio":
+        rate_hz = shown.rate_hz or 16000
+        label = "spoken name" if shown.kind == "speech" else "sound"
+        return svg.waveform(array, rate_hz, label) + Markup(
+            '<audio controls preload="metadata" src="{}" aria-label="{}"></audio>'
+        ).format(_wav(array, rate_hz), label)
+    times = shown.times_s if isinstance(shown.times_s, np.ndarray) else np.arange(len(array)) / (shown.rate_hz or 1)
+    plots = svg.series(array, times, shown.channels, shown.units)
+    whole_s = _seconds(whole)
+    where = f", {whole.place}" if whole.place else ""
+    note = f"{whole_s:.0f} s{where}"
+    if shown is not whole:
+        note = f"the first {_seconds(shown):.0f} s of {note}; the names below are for all of it"
+    return Markup('<div class="series">{}</div><p class="note">{}</p>').format(plots, note)
+
+
+def _seconds(series: Part) -> float:
+    if isinstance(series.times_s, np.ndarray):
+        return float(series.times_s[-1] - series.times_s[0])
+    return len(array_of(series)) / (series.rate_hz or 1)
+
+
+def _png(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    return _uri("image/png", file)
+
+
+def _wav(wave: np.ndarray, rate_hz: float) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(wave, -1, 1), round(rate_hz), format="WAV", subtype="PCM_16")
+    return _uri("audio/wav", file)
+
+
+def _uri(kind: str, file: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def share_right(cards: Sequence[Example]) -> tuple[int, int]:
+    """How many of the cards have a right first name, and a right caption."""
+    return sum(card.rank == 1 for card in cards), sum(card.caption_right for card in cards)

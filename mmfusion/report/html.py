@@ -1,0 +1,188 @@
+"""report.html: one file that opens without a network, made of a run folder and an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from mmfusion.evaluation.measure import Evaluation, Row
+from mmfusion.report import svg
+from mmfusion.report.examples import Example, share_right
+
+BINS = 100  # of a noisy training curve
+
+
+def write(
+    path: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    history: Path,
+    evaluation: Evaluation,
+    examples: Sequence[Example],
+    counts: Mapping[str, str],
+) -> None:
+    """Write the report, whole or not at all.
+
+    `facts` (run, commit, machine, time, steps, …) and `counts` (skipped, padding, …) are shown as they are, in their
+    order; `history` is the metrics.csv of the run, with a `step` column.
+    """
+    cards: dict[str, list[Example]] = {}
+    for example in examples:
+        cards.setdefault(example.task, []).append(example)
+    page = environment().get_template("report.html.j2").render(
+        title=title,
+        facts=facts,
+        evaluation=evaluation,
+        tasks=tasks(evaluation.metrics),
+        subsets=subsets(evaluation.metrics),
+        cards=cards,
+        right=share_right(examples),
+        shown=len(examples),
+        curves=loss_curves(history),
+        counts=counts,
+    )  # fmt: skip
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+
+
+def environment(html: bool = True) -> jinja2.Environment:
+    """Where the templates of this folder are found; what comes from data is escaped in HTML."""
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("mmfusion.report", "."),
+        autoescape=html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.filters.update(words=words, value=value, bounds=bounds, drawn=drawn, direction=direction, cosine=cosine)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def words(name: str) -> str:
+    """`picture_to_name` as a heading: Picture to name."""
+    plain = name.replace("_", " ")
+    return plain[:1].upper() + plain[1:]
+
+
+def is_rank(metric: str) -> bool:
+    return "rank" in metric
+
+
+def value(number: float, metric: str, signed: bool = False) -> str:
+    """A number as its metric is read: ranks as they are, all else per cent; two digits where one would read as none."""
+    if is_rank(metric):
+        return f"{number:+.0f}" if signed else f"{number:.0f}" if number >= 10 else f"{number:.1f}".removesuffix(".0")
+    digits = 0 if number == 0 else 2 if abs(number) < 0.0095 else 1
+    return f"{100 * number:{'+' if signed else ''}.{digits}f}".replace("-", "\u2212") + "\u202f%"
+
+
+def bounds(ci95: Sequence[float] | None, metric: str, signed: bool = False) -> str:
+    """An interval in words; one cluster has none."""
+    return "no interval" if ci95 is None else f"{value(ci95[0], metric, signed)} to {value(ci95[1], metric, signed)}"
+
+
+def cosine(score: float) -> str:
+    return f"{score:.2f}".replace("-", "\u2212")
+
+
+def drawn(row: Row) -> Markup:
+    log_to = 2 * float(row["chance"]) if is_rank(row["metric"]) else None
+    return svg.interval(row["value"], row["ci95"], row["chance"], row["baselines"], log_to=log_to)
+
+
+def direction(row: Row) -> str:
+    """Above, below or at chance, in words; for ranks lower is better."""
+    if row["ci95"] is None:
+        return "undecided"
+    low, high = row["ci95"]
+    better, worse = low > row["chance"], high < row["chance"]
+    if is_rank(row["metric"]):
+        better, worse = worse, better
+    return "better than chance" if better else "worse than chance" if worse else "not told from chance"
+
+
+def tasks(metrics: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each task, in their order, without those of one subset of modalities."""
+    found: dict[str, list[Row]] = {}
+    for row in metrics:
+        if "subset" not in row:
+            found.setdefault(row["task"], []).append(row)
+    return found
+
+
+def subsets(metrics: Sequence[Row]) -> dict[str, tuple[list[str], list[Row]]]:
+    """For each task that was asked with several subsets: the modalities and the rows."""
+    found: dict[str, list[Row]] = {}
+    for row in metrics:
+        if "subset" in row:
+            found.setdefault(row["task"], []).append(row)
+    return {task: (list(dict.fromkeys(m for row in rows for m in row["subset"])), rows) for task, rows in found.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def loss_curves(history: Path) -> list[Markup]:
+    """One plot for each quantity that metrics.csv has for training, validation or both; the total first."""
+    columns = read_history(history)
+    names = dict.fromkeys(name.partition("/")[2] for name in columns if name.startswith(("train/", "val/")))
+    plots = []
+    for name in sorted(names, key=lambda n: (n != "loss", n == "lr", n)):
+        lines = []
+        if (kept := columns.get(f"train/{name}")) is not None:
+            lines.append(svg.Line("training", *_binned(*kept), "s1"))
+        if (kept := columns.get(f"val/{name}")) is not None:
+            lines.append(svg.Line("validation", *kept, "s2"))
+        title = {"loss": "total loss", "lr": "learning rate"}.get(name, name)
+        plots.append(svg.curves(lines, title=title, x_name="step", log=name != "lr"))
+    return [plot for plot in plots if plot]
+
+
+def read_history(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each numeric column of metrics.csv as (step, value), without its empty cells; nothing if there is no file."""
+    if not path.is_file():
+        return {}
+    points: dict[str, list[tuple[float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for record in csv.DictReader(file):
+            for name, cell in record.items():
+                if name not in ("step", "epoch") and cell and record.get("step"):
+                    points.setdefault(name, []).append((float(record["step"]), float(cell)))
+    return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
+
+
+def _binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over equal stretches of the run, where there are more points than a plot can show."""
+    if len(steps) <= 2 * BINS:
+        return steps, values
+    groups = np.array_split(np.arange(len(steps)), BINS)
+    return np.array([steps[g].mean() for g in groups]), np.array([values[g].mean() for g in groups])
+
+
+def facts_of(run: Path, *, steps: int, seconds: Mapping[str, float]) -> dict[str, str]:
+    """The report's head from a run folder's environment.json: what ran, where, on which code, for how long."""
+    path = run / "environment.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    packages = known.get("packages", {})
+    return {
+        "Run": f"{run.parent.name}/{run.name}",
+        "Command": known.get("command", "unknown"),
+        "Commit": known.get("commit") or "no checkout",
+        "Machine": f"{known.get('processor', 'unknown')}, {known.get('cores', '?')} cores",
+        "Started": known.get("started", "unknown"),
+        "Steps": f"{steps:,}",
+        "Time": ", ".join(f"{what} {spent:.0f} s" for what, spent in seconds.items()),
+        "Versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
+    }
