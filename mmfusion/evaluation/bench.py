@@ -29,7 +29,8 @@ class Lacking(Exception):
 class Embedder(Protocol):
     """What evaluation asks of a model; `mmfusion.api.Model` is one."""
 
-    modalities: tuple[Modality, ...]
+    @property
+    def modalities(self) -> tuple[Modality, ...]: ...
 
     def embed_parts(self, parts: Sequence[Part]) -> np.ndarray:
         """Decoded parts of one modality -> float32 [n, E] of unit norm."""

@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Gt
 
 from mmfusion.evaluation import baselines
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, same_pictures, text_of
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, Split, same_pictures, text_of
 from mmfusion.evaluation.wording import chrf, exact, spelling_similarity
 from mmfusion.types import Part, Sample
 
@@ -63,16 +63,16 @@ class Named:
         return tuple(dict.fromkeys(self.own))
 
 
-def named_pictures(bench: Bench, samples: Sequence[Sample], language: str) -> Named:
+def named_pictures(bench: Bench, split: Split, source: str | None, language: str) -> Named:
     """The samples that have a picture that can be decoded and a name in the language. Raises Lacking for none."""
     rows: list[tuple[Sample, Part, str]] = []
-    for sample in samples:
+    for sample in bench.samples(split, source):
         name, pictures = text_of(sample, language), sample.of("image")
         picture = bench.decoded(pictures[0]) if pictures and name else None
         if picture is not None and name:
             rows.append((sample, picture, name))
     if not rows:
-        raise Lacking(f"no picture with a name in {language!r}")
+        raise Lacking(f"split {split!r} has no picture of source {source or 'any'!r} with a name in {language!r}")
     same = same_pictures([picture for _, picture, _ in rows])
     shared: dict[int, list[str]] = {}
     for number, (_, _, name) in zip(same, rows, strict=True):
@@ -120,12 +120,12 @@ def picture_to_name(bench: Bench, *, source: str | None, train_source: str | Non
     pictures of `train_source`, whose names are their answers.
     """
     bench.require("image", "text")
-    everything = named_pictures(bench, bench.samples(bench.split, source), language)
+    everything = named_pictures(bench, bench.split, source, language)
     seen = seen_in(bench, everything.concepts)
     if not seen:
         raise Lacking(f"no concept of split {bench.split!r} stands in the training shards")
     asked = everything.only(seen)
-    train = named_pictures(bench, bench.samples("train", train_source), language)
+    train = named_pictures(bench, "train", train_source, language)
     found = retrieve_names(bench, asked, everything.candidates, language)
     nearest = neighbours(bench, asked, train, 5)
     outcomes = []
@@ -150,12 +150,12 @@ def unseen_concepts(bench: Bench, *, source: str | None, train_source: str | Non
     for the category it answers with that picture's.
     """
     bench.require("image", "text")
-    everything = named_pictures(bench, bench.samples(bench.split, source), language)
+    everything = named_pictures(bench, bench.split, source, language)
     unseen = unseen_in(bench, everything.concepts)
     if len(unseen) < 2:
         raise Lacking(f"no unseen concept in split {bench.split!r}")
     asked = everything.only(unseen)
-    train = named_pictures(bench, bench.samples("train", train_source), language)
+    train = named_pictures(bench, "train", train_source, language)
     found = retrieve_names(bench, asked, asked.candidates, language)
     nearest = {name: rows[:, 0] for name, rows in neighbours(bench, asked, train, 1).items()}
     spelt = {
@@ -223,11 +223,12 @@ def captions(
 ) -> Result:
     """What the decoder says about pictures: whether it is exactly a right name, and how near it comes (chrF).
 
-    Asked on up to `limit` pictures each of seen and of unseen concepts, chosen by a hash of the key. Chance is the caption of another of these pictures; the baseline the name of the nearest training picture.
+    Asked on up to `limit` pictures each of seen and of unseen concepts, chosen by a hash of the key. Chance is the
+    caption of another of these pictures; the baseline the name of the nearest training picture.
     """
     bench.require("image", "text")
-    everything = named_pictures(bench, bench.samples(bench.split, source), language)
-    train = named_pictures(bench, bench.samples("train", train_source), language)
+    everything = named_pictures(bench, bench.split, source, language)
+    train = named_pictures(bench, "train", train_source, language)
     outcomes: list[Outcome] = []
     for kind, rows in {
         "seen": seen_in(bench, everything.concepts),
