@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmfusion.evaluation.bench import Outcome, Result, Retrieval
 from mmfusion.evaluation.measure import Evaluation, row
-from mmfusion.report import collect, facts_of, write
+from mmfusion.report import collect, facts_of, html, write
 from mmfusion.report.html import bounds, direction, read_history, value
 from mmfusion.types import Modality, Part
 
@@ -27,12 +27,12 @@ HOSTILE = '<script>alert(1)</script>" onload="x'
 class Page(HTMLParser):
     """Checks that tags nest, and gathers what the tests look at."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.feed(html)
+        self.feed(source)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -134,15 +134,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_it_is_whole_html_and_fetches_nothing(report: tuple[Path, str]) -> None:
-    _, html = report
-    page = Page(html)
+    _, source = report
+    page = Page(source)
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object")
         for name in ("src", "href", "poster"):
             link = attributes.get(name) or ""
             assert not link or link.startswith(("data:", "#")), link
         assert not any(name.startswith("on") for name in attributes)
-    assert not re.search(r"url\(|@import", html)
+    assert not re.search(r"url\(|@import", source)
     policies = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in str(policies)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -151,9 +151,9 @@ def test_it_is_whole_html_and_fetches_nothing(report: tuple[Path, str]) -> None:
 
 
 def test_what_data_says_stays_text(report: tuple[Path, str]) -> None:
-    _, html = report
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 4  # a baseline's name, a candidate, the command, a reason
+    _, source = report
+    assert "<script" not in source
+    assert source.count("&lt;script&gt;") >= 4  # a baseline's name, a candidate, the command, a reason
 
 
 def test_inputs_can_be_seen_and_played(report: tuple[Path, str]) -> None:
@@ -219,3 +219,21 @@ def test_history_keeps_columns_apart(report: tuple[Path, str]) -> None:
     assert columns["val/loss"][0].tolist() == [100, 499]
     assert columns["train/loss"][1][:2].tolist() == [5, 2.5]
     assert "epoch" not in columns
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb`, as WCAG 2.2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_letters_stand_out_in_light_and_dark() -> None:
+    css = (Path(html.__file__).parent / "report.css").read_text()
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
+    assert len(schemes) == 2
+    for colours in schemes:
+        for name in ("ink", "soft", "one", "two", "three", "ok", "no"):
+            for ground in ("paper", "card"):
+                dim, bright = sorted((luminance(colours[name]), luminance(colours[ground])))
+                assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground)
