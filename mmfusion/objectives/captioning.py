@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Lt
 from torch import nn
 
 from mmfusion.objectives.functional import captioning_loss
@@ -15,17 +14,13 @@ from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs
 class Captioning(nn.Module):
     """Cross-entropy of the labelled pieces; the count is the number of labels.
 
-    `modalities` are those whose tokens the decoder reads (the fusion's).
+    It reads, through the decoder, every modality that the model has, text excepted: captions are the decoder's own.
     """
 
-    def __init__(
-        self,
-        *,
-        modalities: Annotated[Sequence[Modality], MinLen(1)],
-        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
-    ) -> None:
+    modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
+
+    def __init__(self, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> None:
         super().__init__()
-        self.modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name in modalities)
         self.label_smoothing = label_smoothing
 
     def views(self, batch: Batch) -> Batch:

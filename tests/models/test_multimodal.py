@@ -23,7 +23,7 @@ SENSES: tuple[Modality, ...] = ("image", "audio", "sensor")
 def objectives() -> list[nn.Module]:
     return [
         Contrastive(pairs=[[name, "text"] for name in SENSES], width=SPACE, memory=4),
-        Captioning(modalities=SENSES),
+        Captioning(),
     ]
 
 
@@ -91,6 +91,12 @@ def test_embed_is_what_forward_gives_for_any_subset():
         assert sorted(some) == sorted(names)
         for name, embedding in some.items():
             assert torch.equal(embedding, whole[name])
+
+
+def test_a_modality_without_head_has_no_embedding():
+    model, batch = tiny_model(), tiny_batch()
+    del model.heads["audio"]
+    assert list(model(batch).embeddings) == list(model.embed(batch.streams)) == ["image", "sensor", "text"]
 
 
 def test_a_batch_without_rows():

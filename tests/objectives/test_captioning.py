@@ -16,13 +16,13 @@ LABELS = torch.tensor([[1, IGNORE, 3], [IGNORE] * 3, [4, 5, 8], [IGNORE, IGNORE,
 def test_sum_and_count():
     made = batch({"image": [0]}, concept=[1], labels=LABELS)
     given = outputs(made)
-    objective = Captioning(modalities=["audio", "image"], label_smoothing=0.1)
+    objective = Captioning(label_smoothing=0.1)
     loss = objective(given, made)["captioning"]
     logits = given.hidden @ given.unembedding.T
     expected = F.cross_entropy(logits.transpose(1, 2), LABELS, reduction="sum", label_smoothing=0.1)
     torch.testing.assert_close(loss.sum, expected)
     assert loss.count == objective.count(made) == 6
-    assert objective.modalities == ("image", "audio")
+    assert objective.modalities == ("image", "audio", "sensor", "video")
     assert objective.views(made) is made
 
 
@@ -37,7 +37,7 @@ def test_micro_batches_add_up():
     """Unequal splits, one without any label: sums and counts give the whole's mean and gradient."""
     made = batch({"image": [0]}, concept=[1], labels=LABELS)
     given = outputs(made)
-    objective = Captioning(modalities=["image"])
+    objective = Captioning()
     whole = objective(given, made)["captioning"]
     (gradient,) = torch.autograd.grad(whole.sum / whole.count, given.unembedding)
     for cuts in ([0, 2, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]):
