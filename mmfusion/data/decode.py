@@ -16,9 +16,10 @@ from typing import Annotated
 
 import numpy as np
 import soundfile
+from annotated_types import Gt
 from PIL import Image, ImageOps
-from pydantic import Field
 
+from mmfusion.data.cache import Cache
 from mmfusion.data.media import check_ogg, check_wav, npy_array, npy_header
 from mmfusion.types import DataError, Modality, Part, Sample, SkipSample
 
@@ -29,10 +30,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 class Limits:
     """What one part may hold at most; more of it costs the sample."""
 
-    pixels: Annotated[int, Field(gt=0)] = 40_000_000
-    audio_s: Annotated[float, Field(gt=0)] = 600.0
-    audio_channels: Annotated[int, Field(gt=0)] = 8
-    series_values: Annotated[int, Field(gt=0)] = 50_000_000
+    pixels: Annotated[int, Gt(0)] = 40_000_000
+    audio_s: Annotated[float, Gt(0)] = 600.0
+    audio_channels: Annotated[int, Gt(0)] = 8
+    series_values: Annotated[int, Gt(0)] = 50_000_000
 
 
 LIMITS = Limits()
@@ -197,12 +198,16 @@ def decode_part(part: Part, limits: Limits = LIMITS) -> Part:
     return decode(part, limits)
 
 
-def decode_sample(sample: Sample, limits: Limits = LIMITS) -> Sample:
-    """The sample with every part decoded; messages name shard, key and member."""
+def decode_sample(sample: Sample, limits: Limits = LIMITS, cache: Cache | None = None) -> Sample:
+    """The sample with every part decoded; messages name shard, key and member. `cache` keeps what was decoded."""
     parts: list[Part] = []
     for part in sample.parts:
         try:
-            parts.append(decode_part(part, limits))
+            if cache is None or part.type == "text":
+                parts.append(decode_part(part, limits))
+            else:
+                name = (sample.url, sample.key, part.file)
+                parts.append(cache.get(name, lambda part=part: decode_part(part, limits), _array_bytes))
         except SkipSample as error:
             raise SkipSample(error.reason, f"{sample.url}: key {sample.key!r}: {part.file}: {error}") from None
         except DataError as error:
@@ -210,6 +215,10 @@ def decode_sample(sample: Sample, limits: Limits = LIMITS) -> Sample:
     if not parts:
         raise SkipSample("no parts", f"{sample.url}: key {sample.key!r}")
     return dataclasses.replace(sample, parts=tuple(parts))
+
+
+def _array_bytes(part: Part) -> int:
+    return sum(data.nbytes for data in (part.data, part.times_s) if isinstance(data, np.ndarray))
 
 
 def duration_s(part: Part) -> float:

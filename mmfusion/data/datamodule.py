@@ -1,0 +1,153 @@
+"""The stream of batches for Lightning. It keeps no state: it starts at the trainer's global step.
+
+shards -> order -> read -> [readable, select, decode, augment] -> patches, pieces, documents -> batches of a step
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import lightning.pytorch as pl
+import torch
+import torch.utils.data
+from annotated_types import Ge, Gt, Le
+from lightning.pytorch.utilities import rank_zero_info
+
+from mmfusion.data.augment import Augment
+from mmfusion.data.decode import LIMITS, Limits
+from mmfusion.data.order import Order
+from mmfusion.data.pipeline import Pipeline
+from mmfusion.data.select import Select
+from mmfusion.data.shards import ShardSet, read_manifest, verify
+from mmfusion.data.skips import Skips
+from mmfusion.data.stream import FixedBatches, IndexedSteps, Layout, Preparation, Step, StreamedSteps
+from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.types import Batch, DataError
+
+
+class DataModule(pl.LightningDataModule):
+    """Training and validation batches from the shards under `root`.
+
+    What changes results: `batch_size` is the number of samples of one optimizer step, over all ranks and accumulated
+    batches. `pipeline` is called with the tokenizer. `select` and `augment` are for training; validation takes English
+    texts and changes nothing. `weights` are the shares of the sources (without them each has its share of the samples).
+    `reader=webdataset` reads tars as a stream: for what cannot be indexed, resuming by shard only. `cycle_steps` trains
+    on the first so many steps over and over.
+
+    What does not: `workers` (processes that build whole steps), `cache_mb` (of decoded parts, in each of them).
+
+    The run stops when more than `max_skipped_fraction` of the samples cannot be used; `skips` says why they could not,
+    `masked` how many values of series were not measured.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        tokenizer: str,
+        pipeline: Callable[..., Pipeline],
+        batch_size: Annotated[int, Gt(0)],
+        seed: Annotated[int, Ge(0)],
+        select: Select | None = None,
+        augment: Augment | None = None,
+        weights: Mapping[str, Annotated[float, Ge(0)]] | None = None,
+        reader: Literal["indexed", "webdataset"] = "indexed",
+        workers: Annotated[int, Ge(0)] = 0,
+        cache_mb: Annotated[int, Ge(0)] = 256,
+        max_skipped_fraction: Annotated[float, Ge(0), Le(1)] = 0.01,
+        cycle_steps: Annotated[int, Gt(0)] | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:
+        super().__init__()
+        if reader == "webdataset" and (weights is not None or cycle_steps is not None):
+            raise ValueError("data.weights and data.cycle_steps need data.reader=indexed: a stream comes as it comes")
+        self.root, self.tokenizer = Path(root), Path(tokenizer)
+        self.batch_size, self.seed, self.weights, self.cycle_steps = batch_size, seed, weights, cycle_steps
+        self.select, self.augment = select or Select(), augment
+        self.reader, self.workers, self.limits = reader, workers, limits
+        self.cache_bytes = cache_mb << 20
+        self.skips = Skips(max_skipped_fraction)
+        self.masked = 0
+        self._make_pipeline = pipeline
+
+    def setup(self, stage: str) -> None:
+        """Opens the data. Raises DataError if anything about tokenizer, manifest or shards is not as it should be."""
+        self.pipeline = self._make_pipeline(tokenizer=SentencePieceTokenizer(self.tokenizer))
+        verify(self.root)
+        self.train = ShardSet(self.root, "train")
+        self.order = Order(self.train.sources, self.weights, self.seed)
+        has_validation = any(entry.split == "validation" for entry in read_manifest(self.root))
+        self.validation = ShardSet(self.root, "validation") if has_validation else None
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        return StepLoader(self)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        if self.validation is None:
+            return []
+        prepare = Preparation(self.pipeline, Select(english=1.0), None, limits=self.limits)
+        return FixedBatches(self.validation, prepare, self.batch_size, self.seed, self.skips)
+
+    def steps(self, start: int, stop: int) -> Iterator[Step]:
+        """This rank's steps `start` to `stop` in order, built by the workers. Raises DataError."""
+        trainer = self.trainer
+        layout = Layout(self.batch_size)
+        if trainer is not None:
+            accumulate = trainer.accumulate_grad_batches
+            layout = Layout(self.batch_size, trainer.global_rank, trainer.world_size, accumulate)
+        prepare = Preparation(
+            self.pipeline, self.select, self.augment, limits=self.limits, cache_bytes=self.cache_bytes
+        )
+        common: dict[str, Any] = {
+            "batch_size": None,
+            "num_workers": self.workers,
+            "collate_fn": _as_it_is,
+            "generator": torch.Generator().manual_seed(0),  # else opening a loader would move the model's randomness
+        }
+        if self.reader == "indexed":
+            built = IndexedSteps(self.train, self.order, prepare, layout, self.seed, self.cycle_steps)
+            loader = torch.utils.data.DataLoader(built, sampler=range(start, stop), **common)
+        else:
+            if start:
+                rank_zero_info(
+                    "data.reader=webdataset goes on at the next shard: the rest of the open ones is left out"
+                )
+            loader = torch.utils.data.DataLoader(StreamedSteps(self.train, prepare, layout, self.seed, start), **common)
+        for _, item in zip(range(start, stop), loader, strict=False):
+            if isinstance(item, DataError):
+                raise item
+            yield cast("Step", item)
+
+
+class StepLoader:
+    """The micro-batches of all steps from the trainer's global step on, each with its step's `counts`.
+
+    Its length is that of the whole run, as Lightning counts it, wherever it starts.
+    """
+
+    def __init__(self, data: DataModule) -> None:
+        if data.trainer is None or data.trainer.max_steps < 1:
+            raise DataError("training is measured in steps: give the trainer max_steps")
+        self.data, self.trainer = data, data.trainer
+
+    def __len__(self) -> int:
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        module = cast("Any", self.trainer.lightning_module)
+        for step in self.data.steps(self.trainer.global_step, self.trainer.max_steps):
+            counts = Counter[str]()
+            for batch in step.batches:
+                self.data.skips.add(len(batch.keys) + sum(batch.skipped.values()), batch.skipped)
+                counts.update(module.count(batch))
+            self.data.masked += step.masked
+            for batch in step.batches:
+                yield dataclasses.replace(batch, counts=dict(counts))
+
+
+def _as_it_is(item: Step | DataError) -> Step | DataError:
+    return item

@@ -1,0 +1,332 @@
+"""Pictures, sound, series and text cut into patches: what an encoder reads, with a place for each.
+
+Each class has `modality`, `merge` (how many consecutive patches an encoder makes into one token) and `dummy()`, the
+part that stands in where a batch has none of its modality.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from annotated_types import Ge, Gt
+from PIL import Image
+
+from mmfusion.data.order import stable_hash
+from mmfusion.data.series import array, base_units, length_s, scaled, step_s, times_of
+from mmfusion.data.tokenizer import Tokenizer
+from mmfusion.types import Modality, Part, SkipSample
+
+
+@dataclasses.dataclass(frozen=True)
+class PartPatches:
+    """One part cut into pieces: values[N, *], coords[N, 4] float32, valid[N], as in `types.Patches`.
+
+    `channels` of a series: their hashes int64 [C] and their grid float32 [C, 2].
+    """
+
+    values: np.ndarray
+    coords: np.ndarray
+    valid: np.ndarray
+    channels: tuple[np.ndarray, np.ndarray] | None = None
+
+    def tokens(self, merge: int) -> int:
+        """How many valid tokens an encoder makes of it: groups of `merge` patches with a valid one."""
+        return int(np.logical_or.reduceat(self.valid, np.arange(0, len(self.valid), merge)).sum())
+
+
+class Patchify(Protocol):
+    """A decoded part to patches; raises SkipSample for a part that cannot be cut."""
+
+    @property
+    def modality(self) -> Modality: ...
+
+    @property
+    def merge(self) -> int: ...
+
+    def __call__(self, part: Part) -> PartPatches: ...
+
+    def dummy(self) -> PartPatches: ...
+
+
+def _dummy(values: np.ndarray, channels: tuple[np.ndarray, np.ndarray] | None = None) -> PartPatches:
+    """Zeros of which the first patch counts."""
+    coords = np.zeros((len(values), 4), dtype=np.float32)
+    return PartPatches(values, coords, np.arange(len(values)) == 0, channels)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+class PatchifyImage:
+    """Squares of `patch_px`, of a picture resized so that its longer side has `size_px`.
+
+    The ratio stays, up to the rounding of the shorter side to whole patches. values [N, 3·patch_px²] in [-1, 1], each
+    patch row by row with its colours together, as timm's NaFlex ViT reads them; coords row and column in grid cells.
+    `merge` is a square number b²: patches come in blocks of b x b, so that an encoder merges neighbours by a reshape;
+    a grid that does not divide is padded with patches that are not valid.
+    """
+
+    modality: Literal["image"] = "image"
+
+    def __init__(
+        self,
+        *,
+        patch_px: Annotated[int, Gt(0)] = 8,
+        merge: Annotated[int, Gt(0)] = 4,
+        size_px: Annotated[int, Gt(0)] = 48,
+    ) -> None:
+        if math.isqrt(merge) ** 2 != merge:
+            raise ValueError(f"merge={merge}: blocks of patches are square, so it must be 1, 4, 9, …")
+        if size_px % patch_px:
+            raise ValueError(f"size_px={size_px} is no multiple of patch_px={patch_px}")
+        self.patch_px, self.merge, self.size_px = patch_px, merge, size_px
+
+    def __call__(self, part: Part) -> PartPatches:
+        pixels = self._resized(array(part))
+        p, b = self.patch_px, math.isqrt(self.merge)
+        rows, columns = pixels.shape[0] // p, pixels.shape[1] // p
+        coords, valid = _grid(rows, columns, b)
+        if rows % b or columns % b:
+            pixels = np.pad(pixels, ((0, -rows % b * p), (0, -columns % b * p), (0, 0)))
+        blocks = pixels.reshape(-(-rows // b), b, p, -(-columns // b), b, p, 3).transpose(0, 3, 1, 4, 2, 5, 6)
+        values = blocks.reshape(len(valid), p * p * 3).astype(np.float32)
+        values /= 127.5
+        values -= 1
+        values[~valid] = 0
+        return PartPatches(values, coords, valid)
+
+    def _resized(self, pixels: np.ndarray) -> np.ndarray:
+        height, width = pixels.shape[:2]
+        scale = self.size_px / max(height, width)
+        p = self.patch_px
+        target = max(1, round(width * scale / p)) * p, max(1, round(height * scale / p)) * p
+        if target == (width, height):
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR))
+
+    def dummy(self) -> PartPatches:
+        return _dummy(np.zeros((self.merge, 3 * self.patch_px**2), dtype=np.float32))
+
+
+@functools.lru_cache(maxsize=1024)
+def _grid(rows: int, columns: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """coords [N, 4] and valid [N] of a grid of patches in blocks of block x block, read row by row."""
+    cells = np.indices((rows + -rows % block, columns + -columns % block))
+    blocked = cells.reshape(2, cells.shape[1] // block, block, cells.shape[2] // block, block)
+    row, column = blocked.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    coords = np.zeros((len(row), 4), dtype=np.float32)
+    coords[:, 1], coords[:, 2] = row, column
+    return coords, (row < rows) & (column < columns)
+
+
+# --------------------------------------------------------------------------------------------------------------- sound
+
+
+def mel_of_hz(hz: np.ndarray | float) -> np.ndarray:
+    """Mel as O'Shaughnessy (1987) gives it: 1,000 Hz is about 1,000 mel."""
+    return 2595.0 * np.log10(1.0 + np.asarray(hz) / 700.0)
+
+
+def mel_filters(bands: int, fft: int, rate_hz: float, low_hz: float = 60.0) -> tuple[np.ndarray, np.ndarray]:
+    """Triangles of height one, evenly spaced in mel: weights [fft/2 + 1, bands], centres [bands] in mel.
+
+    Raises ValueError if a band is narrower than the spectrum's lines.
+    """
+    edges = np.linspace(mel_of_hz(low_hz), mel_of_hz(rate_hz / 2), bands + 2)
+    lines = mel_of_hz(np.arange(fft // 2 + 1) * rate_hz / fft)[:, None]
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.maximum(0.0, np.minimum((lines - low) / (centre - low), (high - lines) / (high - centre)))
+    if (weights.sum(axis=0) == 0).any():
+        raise ValueError(f"bands={bands} are too many for a spectrum of {fft // 2 + 1} lines up to {rate_hz / 2} Hz")
+    return weights.astype(np.float32), centre
+
+
+class PatchifyAudio:
+    """Log-mel patches of `patch_s` by `patch_bands` bands, at most `max_s` of sound.
+
+    Power spectra of Hann windows of `window_s` every `hop_s`, zero outside the clip, each centred on its hop;
+    triangular mel bands; the natural logarithm with a floor of 1e-6, shifted and scaled to about one: (log + 5) / 5.
+    values [N, frames·patch_bands], frame by frame; a stretch's band groups follow one another, from low to high, then
+    comes the next stretch. coords: time of the patch's middle on the sample's clock, and in `channel` the middle of its
+    bands in kilomel. Sound at another rate is resampled to `rate_hz`.
+    """
+
+    modality: Literal["audio"] = "audio"
+
+    def __init__(
+        self,
+        *,
+        rate_hz: Annotated[int, Gt(0)] = 16_000,
+        window_s: Annotated[float, Gt(0)] = 0.025,
+        hop_s: Annotated[float, Gt(0)] = 0.010,
+        bands: Annotated[int, Gt(0)] = 64,
+        patch_s: Annotated[float, Gt(0)] = 0.08,
+        patch_bands: Annotated[int, Gt(0)] = 64,
+        merge: Annotated[int, Gt(0)] = 1,
+        max_s: Annotated[float, Gt(0)] = 2.8,
+    ) -> None:
+        self.frames = round(patch_s / hop_s)
+        if self.frames < 1 or abs(self.frames * hop_s - patch_s) > 1e-9:
+            raise ValueError(f"patch_s={patch_s} is no multiple of hop_s={hop_s}")
+        if bands % patch_bands:
+            raise ValueError(f"bands={bands} is no multiple of patch_bands={patch_bands}")
+        self.rate_hz, self.hop, self.max_s, self.merge = rate_hz, round(hop_s * rate_hz), max_s, merge
+        self.patch_s, self.bands, self.patch_bands = patch_s, bands, patch_bands
+        self.window = np.hanning(round(window_s * rate_hz) + 1)[:-1].astype(np.float32)  # the periodic form
+        self.fft = 1 << (len(self.window) - 1).bit_length()
+        self.filters, centres = mel_filters(bands, self.fft, rate_hz)
+        self.channel = (centres.reshape(-1, patch_bands).mean(axis=1) / 1000).astype(np.float32)
+
+    def log_mel(self, wave: np.ndarray) -> np.ndarray:
+        """float32 [T] at rate_hz -> [ceil(T / hop), bands], scaled."""
+        count = max(1, -(-len(wave) // self.hop))
+        half = len(self.window) // 2
+        padded = np.zeros((count - 1) * self.hop + len(self.window), dtype=np.float32)
+        kept = min(len(wave), len(padded) - half)
+        padded[half : half + kept] = wave[:kept]
+        frames = np.lib.stride_tricks.sliding_window_view(padded, len(self.window))[:: self.hop]
+        spectrum = np.fft.rfft(frames * self.window, n=self.fft)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)
+        return (np.log(np.maximum(power @ self.filters, np.float32(1e-6))) + np.float32(5)) / np.float32(5)
+
+    def __call__(self, part: Part) -> PartPatches:
+        wave, rate = array(part), part.rate_hz
+        if rate is None:
+            raise TypeError(f"{part.file}: decoded sound has a rate")
+        wave = _resampled(wave[: math.ceil(self.max_s * rate)], rate, self.rate_hz)
+        mel = self.log_mel(wave)
+        stretches = -(-len(mel) // self.frames)
+        groups = self.bands // self.patch_bands
+        padded = np.full((stretches * self.frames, self.bands), -np.log(1e6) / 5 + 1, dtype=np.float32)
+        padded[: len(mel)] = mel
+        values = padded.reshape(stretches, self.frames, groups, self.patch_bands).transpose(0, 2, 1, 3)
+        coords = np.zeros((stretches * groups, 4), dtype=np.float32)
+        coords[:, 0] = np.repeat(part.start_s + (np.arange(stretches) + 0.5) * self.patch_s, groups)
+        coords[:, 3] = np.tile(self.channel, stretches)
+        valid = np.ones(len(coords), dtype=bool)
+        return PartPatches(values.reshape(len(coords), -1), coords, valid)
+
+    def dummy(self) -> PartPatches:
+        return _dummy(np.zeros((1, self.frames * self.patch_bands), dtype=np.float32))
+
+
+def _resampled(wave: np.ndarray, rate: float, target: float) -> np.ndarray:
+    """At another rate, band-limited; rates whose ratio has large terms are brought to the nearest with small ones."""
+    if rate == target:
+        return wave
+    from scipy.signal import resample_poly  # half a second of imports that most data never needs
+
+    ratio = Fraction(target / rate).limit_denominator(1000)
+    return resample_poly(wave, ratio.numerator, ratio.denominator).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------------------------------- series
+
+
+class PatchifySensor:
+    """Stretches of `patch_s` with `points` values a channel, at most `window_s` of a series at any rate.
+
+    values [N, C, points, 2]: the value in multiples of a usual one (see `series.UNITS`) and whether it was measured;
+    linear between neighbours, 0 where a neighbour is missing, NaN, or more than 2.5 usual steps from the next. Faster
+    series are averaged down first. coords: time of the patch's middle on the sample's clock. A channel's hash is that
+    of its name, its unit after conversion, and the place where the sensor was worn.
+    """
+
+    modality: Literal["sensor"] = "sensor"
+
+    def __init__(
+        self,
+        *,
+        patch_s: Annotated[float, Gt(0)] = 0.5,
+        points: Annotated[int, Gt(0)] = 16,
+        window_s: Annotated[float, Gt(0)] = 8.0,
+        merge: Annotated[int, Gt(0)] = 1,
+    ) -> None:
+        self.patch_s, self.points, self.window_s, self.merge = patch_s, points, window_s, merge
+
+    def __call__(self, part: Part) -> PartPatches:
+        series, times = _averaged(scaled(part), times_of(part), self.patch_s / self.points)
+        duration = min(length_s(part), self.window_s)
+        stretches = max(1, math.ceil(duration / self.patch_s - 1e-6))
+        at = times_of(part)[0] + (np.arange(stretches * self.points) + 0.5) * (self.patch_s / self.points)
+        values = _interpolated(series, times, at)
+        values = values.reshape(stretches, self.points, -1, 2).transpose(0, 2, 1, 3)
+        coords = np.zeros((stretches, 4), dtype=np.float32)
+        coords[:, 0] = part.start_s + times_of(part)[0] + (np.arange(stretches) + 0.5) * self.patch_s
+        names = [
+            _channel(name, unit, part.place or "") for name, unit in zip(part.channels, base_units(part), strict=True)
+        ]
+        grid = np.array(part.grid or [(0.0, 0.0)] * len(names), dtype=np.float32)
+        channels = (np.array(names, dtype=np.int64), grid)
+        return PartPatches(np.ascontiguousarray(values), coords, np.ones(stretches, dtype=bool), channels)
+
+    def dummy(self) -> PartPatches:
+        channels = (np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.float32))
+        return _dummy(np.zeros((1, 1, self.points, 2), dtype=np.float32), channels)
+
+
+@functools.lru_cache(maxsize=4096)
+def _channel(name: str, unit: str, place: str) -> int:
+    return stable_hash("channel", name, unit, place)
+
+
+def _averaged(series: np.ndarray, times: np.ndarray, wanted_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Means over as many whole steps as fit into `wanted_s`, so that what is too fast for the points is not aliased."""
+    each = int(wanted_s / step_s(times) + 1e-6)
+    if each < 2 or len(series) < each:
+        return series, times
+    whole = len(series) // each
+    blocks = series[: whole * each].reshape(whole, each, -1)
+    seen = np.isfinite(blocks)
+    count = seen.sum(axis=1)
+    means = np.where(seen, blocks, 0).sum(axis=1) / np.maximum(count, 1)
+    return np.where(count > 0, means, np.nan).astype(np.float32), times[: whole * each].reshape(whole, each).mean(
+        axis=1
+    )
+
+
+def _interpolated(series: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """series[T, C] at the times `at`[Q] -> [Q, C, 2], value and whether it was measured there."""
+    step = step_s(times)
+    right = np.clip(np.searchsorted(times, at), 1, max(1, len(times) - 1))
+    left = right - 1
+    right = np.minimum(right, len(times) - 1)
+    gap = np.maximum(times[right] - times[left], 1e-9)
+    weight = np.clip((at - times[left]) / gap, 0, 1)[:, None].astype(np.float32)
+    value = series[left] * (1 - weight) + series[right] * weight
+    outside = np.maximum(times[0] - at, at - times[-1]) > step
+    measured = np.isfinite(value) & ~(outside | (gap > 2.5 * step))[:, None]
+    return np.stack([np.where(measured, value, 0), measured], axis=-1).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+class PatchifyText:
+    """Piece ids [N] of a text, its first `max_pieces`; coords: the position, in `column`."""
+
+    modality: Literal["text"] = "text"
+    merge: int = 1
+
+    def __init__(self, tokenizer: Tokenizer, *, max_pieces: Annotated[int, Ge(1)] = 32) -> None:
+        self.tokenizer, self.max_pieces = tokenizer, max_pieces
+
+    def __call__(self, part: Part) -> PartPatches:
+        return self.of_ids(self.tokenizer.encode(part.text or "")[: self.max_pieces])
+
+    def of_ids(self, ids: Sequence[int]) -> PartPatches:
+        """Ids that are there already."""
+        if not ids:
+            raise SkipSample("empty text")
+        coords = np.zeros((len(ids), 4), dtype=np.float32)
+        coords[:, 2] = np.arange(len(ids))
+        return PartPatches(np.array(ids, dtype=np.int64), coords, np.ones(len(ids), dtype=bool))
+
+    def dummy(self) -> PartPatches:
+        return _dummy(np.full(1, self.tokenizer.pad, dtype=np.int64))

@@ -1,0 +1,119 @@
+"""From a decoded sample to a batch: the one way, for training, evaluation and the API."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from mmfusion.data.batching import Collate, Document, Prepared, document_length
+from mmfusion.data.order import stable_hash
+from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
+from mmfusion.data.tokenizer import Tokenizer
+from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
+
+
+def concept_of(sample: Sample, position: int) -> int:
+    """63 bits, equal for samples that show the same thing; without a label that says so, the position."""
+    for label in ("concept", "kind", "activity"):
+        if label in sample.labels:
+            return stable_hash("concept", sample.labels[label])
+    return position
+
+
+def chosen_text(sample: Sample) -> Part | None:
+    """The text that stands for a sample: its English one, else its first."""
+    texts = sample.of("text")
+    return next((part for part in texts if part.lang == "en"), texts[0] if texts else None)
+
+
+class Pipeline:
+    """Patches, pieces and rows: everything between a decoded sample and a Batch that a checkpoint must remember.
+
+    `patchify` has an entry for every modality that the model's encoders read but text; `text_pieces` is the longest
+    text that the text stream takes, 0 for a model without one. `together` is the share of training documents that hold
+    all parts of their sample; the others hold one.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        patchify: Mapping[Modality, Patchify],
+        row_length: Annotated[int, Gt(0)] = 512,
+        text_pieces: Annotated[int, Ge(0)] = 32,
+        together: Annotated[float, Ge(0), Le(1)] = 0.25,
+    ) -> None:
+        for name, cut in patchify.items():
+            if cut.modality != name:
+                raise ValueError(f"patchify.{name} cuts {cut.modality}")
+        self.tokenizer, self.row_length, self.together = tokenizer, row_length, together
+        self.media: dict[Modality, Patchify] = dict(patchify)
+        self.text = PatchifyText(tokenizer, max_pieces=text_pieces) if text_pieces else None
+        streams: dict[Modality, Patchify] = {**self.media, **({"text": self.text} if self.text else {})}
+        self.collate = Collate(streams, tokenizer, row_length)
+        self._merge: dict[str, int] = {name: cut.merge for name, cut in streams.items()}
+
+    def readable(self, sample: Sample, seed: int = 0) -> Sample:
+        """Only the parts that the model reads, before anything is decoded. Raises SkipSample if none is left."""
+        parts = tuple(part for part in sample.parts if part.type == "text" or part.type in self.media)
+        if not parts:
+            raise SkipSample("no parts", f"{sample.url}: key {sample.key!r}: none of {', '.join(self.media)}, text")
+        return dataclasses.replace(sample, parts=parts)
+
+    def prepare(
+        self, sample: Sample, seed: int, position: int, *, everything: bool = False, prompt: str | None = None
+    ) -> Prepared:
+        """A decoded sample ready for a batch. Raises SkipSample if a part cannot be cut or a document fits no row.
+
+        Its document is drawn from `seed`; `everything` takes all parts instead; with `prompt` (a language, `fr`) the
+        document is the open prompt about all parts, and no answer.
+        """
+        media = [part for part in sample.parts if part.type in self.media]
+        parts: list[tuple[Modality, PartPatches]] = [(part.type, self.media[part.type](part)) for part in media]
+        text = chosen_text(sample)
+        ids = self.tokenizer.encode(text.text) if text is not None and text.text else []
+        if self.text is not None and ids:
+            parts.append(("text", self.text.of_ids(ids[: self.text.max_pieces])))
+        if prompt is not None:
+            everyone = tuple(range(len(media)))
+            documents = (Document(everyone, tuple(self.tokenizer.encode(prompt)), None),)
+        else:
+            documents = self._documents(media, text, ids, None if everything else random.Random(f"document {seed}"))
+        for document in documents:
+            length = document_length(document, parts, self._merge)
+            if length > self.row_length:
+                raise SkipSample("document longer than a row", f"key {sample.key!r}: {length} pieces")
+        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), documents)
+
+    def _documents(
+        self, media: Sequence[Part], text: Part | None, ids: Sequence[int], rng: random.Random | None
+    ) -> tuple[Document, ...]:
+        """One document about one part or all (always all without `rng`); none where there is nothing to say.
+
+        The answer is the sample's text; about one spoken clip alone it is what is said there. The prompt is the
+        answer's language.
+        """
+        chosen = tuple(range(len(media)))
+        if rng is not None and len(media) > 1 and rng.random() >= self.together:
+            chosen = (rng.randrange(len(media)),)
+        answer, language = ids, text.lang if text else None
+        if len(chosen) == 1 and media[chosen[0]].kind == "speech" and (said := media[chosen[0]].text):
+            answer, language = self.tokenizer.encode(said), media[chosen[0]].lang
+        if not answer:
+            return ()
+        return (Document(chosen, tuple(self.tokenizer.encode(language or "")), tuple(answer)),)
+
+    def batch(self, samples: Sequence[Sample], *, prompt: str | None = None) -> Batch:
+        """Decoded samples as they are, without chance: documents about all their parts, or open prompts for `generate`.
+
+        Raises SkipSample at the first sample that cannot be used.
+        """
+        prepared = [
+            self.prepare(self.readable(sample), i, i, everything=True, prompt=prompt)
+            for i, sample in enumerate(samples)
+        ]
+        return self.collate(prepared)
