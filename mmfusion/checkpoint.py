@@ -40,23 +40,27 @@ MAX_HEADER_BYTES = 100_000_000
 
 # What a checkpoint may build. Each name is a class or function of ours that reads no file and runs nothing it is given.
 BUILDABLE = frozenset(
-    f"mmfusion.models.{name}"
+    f"mmfusion.{name}"
     for name in (
-        "multimodal.MultimodalModel",
-        "decoder.Decoder",
-        "heads.PlacedHead",
-        "fusion.prefix.Prefix",
-        "encoders.image.ImageEncoder",
-        "encoders.audio.AudioEncoder",
-        "encoders.sensor.SensorEncoder",
-        "encoders.text.TextEncoder",
-        "attention.rules.Both",
-        "attention.rules.Either",
-        "attention.rules.Causal",
-        "attention.rules.Document",
-        "attention.rules.Window",
-        "attention.rules.Sink",
-        "attention.rules.CausalWindow",
+        "data.pipeline.Pipeline",
+        "data.patchify.PatchifyImage",
+        "data.patchify.PatchifyAudio",
+        "data.patchify.PatchifySensor",
+        "models.multimodal.MultimodalModel",
+        "models.decoder.Decoder",
+        "models.heads.PlacedHead",
+        "models.fusion.prefix.Prefix",
+        "models.encoders.image.ImageEncoder",
+        "models.encoders.audio.AudioEncoder",
+        "models.encoders.sensor.SensorEncoder",
+        "models.encoders.text.TextEncoder",
+        "models.attention.rules.Both",
+        "models.attention.rules.Either",
+        "models.attention.rules.Causal",
+        "models.attention.rules.Document",
+        "models.attention.rules.Window",
+        "models.attention.rules.Sink",
+        "models.attention.rules.CausalWindow",
     )
 )
 
@@ -73,14 +77,16 @@ def save(
 ) -> None:
     """Write a checkpoint folder through a temporary one beside it: `folder` holds the old one or the new one, whole.
 
-    `config` has the resolved nodes `model` and `pipeline`; a tensor that two names share is written under the first.
+    `config` has the resolved nodes `model` and `pipeline`; the tokenizer of the latter is the one beside it. A tensor
+    that two names share is written under the first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        tree = {"format": FORMAT, **config}
+        pipeline = {name: value for name, value in config["pipeline"].items() if name != "tokenizer"}
+        tree = {"format": FORMAT, **config, "pipeline": pipeline}
         (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
         save_file({n: t.detach().cpu().contiguous() for n, t in _once(model).items()}, draft / WEIGHTS)
         shutil.copyfile(tokenizer, draft / TOKENIZER)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Gt
 
+from mmfusion.data.series import windows
 from mmfusion.evaluation import baselines
 from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, array_of, same_pictures, text_of
 from mmfusion.types import Part, Sample
@@ -52,7 +53,7 @@ def zero_shot(
             f"no {modality} of source {source!r} with label {label!r} in both split {bench.split!r} and training"
         )
     classes = sorted(called)
-    embedded = np.stack([_embed_windows(bench, item.part, window_s) for item in asked])
+    embedded = np.stack([embed_series(bench, item.part, window_s) for item in asked])
     scores = embedded @ bench.embed_names([called[c] for c in classes], language).T
     right = np.array([[c == item.label for c in classes] for item in asked])
     clusters = tuple(item.sample.labels.get(cluster or "", item.sample.key) for item in asked)
@@ -91,22 +92,10 @@ def _features(items: Sequence[_Labelled]) -> np.ndarray:
     return np.stack([baselines.series_features(array_of(item.part)) for item in items])
 
 
-def windows(series: Part, window_s: float) -> list[Part]:
-    """A decoded series as windows of `window_s` seconds, the next starting in the middle of the one before; the last
-    ends with the series. A series no longer than that, or a sound, is one window."""
-    if series.type != "sensor" or not isinstance(series.times_s, np.ndarray):
-        return [series]
-    times, values = series.times_s, array_of(series)
-    begin, end = float(times[0]), float(times[-1])
-    starts = list(np.arange(begin, end - window_s, window_s / 2)) or [begin]
-    if end - window_s > starts[-1]:
-        starts.append(end - window_s)
-    cuts = [np.searchsorted(times, (start, start + window_s)) for start in starts]
-    return [replace(series, data=values[a:b], times_s=times[a:b] - times[a]) for a, b in cuts if b > a]
-
-
-def _embed_windows(bench: Bench, part: Part, window_s: float) -> np.ndarray:
-    return _unit(bench.embed(windows(part, window_s)).mean(0))
+def embed_series(bench: Bench, part: Part, window_s: float) -> np.ndarray:
+    """[E]: of a series the mean over its windows, each half overlapping the next; a sound is one window."""
+    cut = list(windows(part, window_s, window_s / 2)) if part.type == "sensor" else [part]
+    return _unit(bench.embed(cut).mean(0))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

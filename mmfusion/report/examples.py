@@ -13,9 +13,9 @@ import soundfile
 from markupsafe import Markup
 from PIL import Image
 
+from mmfusion.data.series import cut, length_s, times_of
 from mmfusion.evaluation.bench import Embedder, Retrieval, array_of
 from mmfusion.evaluation.measure import Evaluation
-from mmfusion.evaluation.signals import windows
 from mmfusion.evaluation.wording import exact
 from mmfusion.report import svg
 from mmfusion.types import Part
@@ -75,7 +75,7 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
     for i in chosen:
         part = retrieval.queries[i]
         lang = (part.lang if part.kind == "speech" else None) or "en"
-        shown = windows(part, SHOWN_S)[0]
+        shown = cut(part, 0.0, SHOWN_S) if part.type == "sensor" and length_s(part) > SHOWN_S else part
         said = model.generate_parts([[shown]], lang, MAX_NEW)[0]
         right = [name for name, hit in zip(retrieval.candidates, retrieval.right[i], strict=True) if hit]
         heard = part.text if part.kind == "speech" else None
@@ -115,20 +115,12 @@ def media(shown: Part, whole: Part) -> Markup:
         return svg.waveform(array, rate_hz, label) + Markup(
             '<audio controls preload="metadata" src="{}" aria-label="{}"></audio>'
         ).format(_wav(array, rate_hz), label)
-    times = shown.times_s if isinstance(shown.times_s, np.ndarray) else np.arange(len(array)) / (shown.rate_hz or 1)
-    plots = svg.series(array, times, shown.channels, shown.units)
-    whole_s = _seconds(whole)
+    plots = svg.series(array, times_of(shown), shown.channels, shown.units)
     where = f", {whole.place}" if whole.place else ""
-    note = f"{whole_s:.0f} s{where}"
+    note = f"{length_s(whole):.0f} s{where}"
     if shown is not whole:
-        note = f"the first {_seconds(shown):.0f} s of {note}; the names below are for all of it"
+        note = f"the first {SHOWN_S:.0f} s of {note}; the names below are for all of it"
     return Markup('<div class="series">{}</div><p class="note">{}</p>').format(plots, note)
-
-
-def _seconds(series: Part) -> float:
-    if isinstance(series.times_s, np.ndarray):
-        return float(series.times_s[-1] - series.times_s[0])
-    return len(array_of(series)) / (series.rate_hz or 1)
 
 
 def _png(picture: np.ndarray) -> str:

@@ -144,23 +144,16 @@ def test_zero_shot_series_by_subject(root: Path) -> None:
     assert result.outcomes[0].values.tolist() == [1, 1, 1, 1]
 
 
-def test_windows_by_hand() -> None:
-    def long(seconds: float) -> Part:
-        times = np.arange(int(seconds * 10)) / 10
-        return Part(type="sensor", data=times[:, None].astype(np.float32), times_s=times)
-
-    def spans(part: Part) -> list[tuple[float, int]]:
-        cuts = signals.windows(part, 4.0)
-        assert all(isinstance(c.times_s, np.ndarray) and c.times_s[0] == 0 for c in cuts)
-        return [(round(float(c.data[0, 0]), 1), len(c.data)) for c in cuts if isinstance(c.data, np.ndarray)]
-
-    assert spans(long(3.0)) == [(0.0, 30)]
-    assert spans(long(8.1)) == [(0.0, 40), (2.0, 40), (4.0, 40)]
-    assert [begin for begin, _ in spans(long(9.0))] == [0.0, 2.0, 4.0, 4.9]
-    gap = replace(long(9.0), times_s=np.concatenate([np.arange(45) / 10, 100 + np.arange(45) / 10]))
-    assert all(len(c.data) for c in signals.windows(gap, 4.0) if isinstance(c.data, np.ndarray))
-    clip = Part(type="audio", data=np.zeros(5, np.float32))
-    assert signals.windows(clip, 4.0) == [clip]
+def test_a_series_is_the_mean_of_its_windows(root: Path) -> None:
+    times = np.arange(1200) / 100  # 12 s: windows at 0, 4 s
+    values = np.where(times < 8, 80.0, 90.0)[:, None]  # the first window walks, the second starts to run in its middle
+    values[:400] = 80
+    part = Part(type="sensor", channels=("x",), units=("g",), data=values, times_s=times)
+    bench = Bench(Oracle(), root)
+    walk, run_ = bench.embed_names(["walk", "run"], "en")
+    assert signals.embed_series(bench, part, 8.0) == pytest.approx(walk)
+    values[400:] = 90
+    assert signals.embed_series(bench, part, 8.0) == pytest.approx((walk + run_) / 2**0.5)
 
 
 # ---------------------------------------------------------------------------------------- the whole run, and what lacks

@@ -1,0 +1,256 @@
+"""Load, embed, generate on a tiny model with random weights, saved and loaded as a run would be."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+import mmfusion
+from mmfusion import api, checkpoint, config
+from mmfusion.api import InputError, Model
+from mmfusion.checkpoint import CheckpointError
+from mmfusion.types import Part, Sample
+
+TOKENIZER = Path(__file__).parent.parent / "data_prep" / "sample" / "tokenizer" / "tokenizer.model"
+WATCH: dict[str, Any] = {"rate_hz": 50, "channels": ["acc_x", "acc_y"], "units": ["g", "g"], "place": "wrist"}
+RNG = np.random.default_rng(0)
+
+
+def node(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": f"mmfusion.{name}", **arguments}
+
+
+def tree() -> dict[str, Any]:
+    """What a run's configuration says of model and pipeline, in small."""
+    small = {"width": 16, "depth": 1, "heads": 2}
+    heads = {"image": [1, 2, 2, 1], "audio": [3, 1, 1, 1], "sensor": [1, 1, 1, 1], "text": [1, 1, 2, 1]}
+    return {
+        "model": node(
+            "models.multimodal.MultimodalModel",
+            encoders={
+                "image": node("models.encoders.image.ImageEncoder", **small, patch_px=8, merge=4, grid=6),
+                "audio": node("models.encoders.audio.AudioEncoder", **small, frames=8, bands=64, merge=2),
+                "sensor": node("models.encoders.sensor.SensorEncoder", **small, points=16, buckets=16),
+                "text": node("models.encoders.text.TextEncoder", **small, vocab=8192),
+            },
+            heads={m: node("models.heads.PlacedHead", width=16, out=12, anchors=a) for m, a in heads.items()},
+            fusion=node(
+                "models.fusion.prefix.Prefix", widths=dict.fromkeys(("image", "audio", "sensor"), 16), width=24
+            ),
+            decoder=node(
+                "models.decoder.Decoder",
+                **{**small, "width": 24},
+                vocab=8192,
+                kv_heads=1,
+                rule=node("models.attention.rules.CausalWindow", window=64, sink=4),
+            ),
+        ),
+        "pipeline": node(
+            "data.pipeline.Pipeline",
+            tokenizer=node("data.tokenizer.SentencePieceTokenizer", path=str(TOKENIZER)),
+            patchify={
+                "image": node("data.patchify.PatchifyImage"),
+                "audio": node("data.patchify.PatchifyAudio", merge=2),
+                "sensor": node("data.patchify.PatchifySensor"),
+            },
+            row_length=128,
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    network = config.build(tree()["model"])
+    checkpoint.save(
+        run / "checkpoint", config=tree(), model=network, tokenizer=TOKENIZER, lineage={"step": 3}, card="# x\n"
+    )
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return mmfusion.load(folder)
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
+    values = np.random.default_rng(1).integers(0, 255, (size[1], size[0], 4)).astype(np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def wav(wave: np.ndarray, rate_hz: int = 16000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate_hz, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------- load
+
+
+def test_load_keeps_the_weights_and_names_no_path(folder: Path, model: Model) -> None:
+    torch.manual_seed(0)
+    expected = config.build(tree()["model"]).state_dict()
+    loaded = model.network.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert model.modalities == ("image", "audio", "sensor", "text")
+    assert model.lineage["step"] == 3
+    assert sum(model.parameters.values()) == sum(weight.numel() for weight in model.network.parameters())
+    assert str(TOKENIZER) not in (folder / "checkpoint" / "config.yaml").read_text()
+
+
+def test_a_pipeline_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    broken = tree()
+    broken["pipeline"]["row_size"] = broken["pipeline"].pop("row_length")
+    network = config.build(tree()["model"])
+    checkpoint.save(tmp_path / "c", config=broken, model=network, tokenizer=TOKENIZER, lineage={}, card="")
+    with pytest.raises(CheckpointError, match="pipeline cannot be built"):
+        mmfusion.load(tmp_path / "c")
+
+
+def test_loading_needs_no_lightning(folder: Path) -> None:
+    code = f"import sys, mmfusion; mmfusion.load({str(folder)!r}); print([m for m in sys.modules if 'lightning' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --------------------------------------------------------------------------------------------------------------- embed
+
+
+def test_every_way_to_give_a_picture_is_one(model: Model, tmp_path: Path) -> None:
+    image = picture()
+    path = tmp_path / "a.png"
+    path.write_bytes(png(image))
+    same = [image, np.asarray(image), png(image), path, str(path), Part(type="image", data=np.asarray(image))]
+    rows = model.embed(image=same)
+    assert rows.shape == (6, 12)
+    assert rows.dtype == np.float32
+    assert np.linalg.norm(rows, axis=1) == pytest.approx([1] * 6, abs=1e-5)
+    assert rows == pytest.approx(rows[:1].repeat(6, 0), abs=1e-6)
+    assert model.embed(image=image) == pytest.approx(rows[:1], abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "CMYK", "1"])
+def test_pil_modes_are_decoded_like_files(model: Model, mode: str) -> None:
+    image = picture(mode)
+    file = io.BytesIO()
+    image.save(file, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 100} if mode == "CMYK" else {}))
+    rows = model.embed(image=[image, file.getvalue()])
+    assert rows[0] @ rows[1] == pytest.approx(1, abs=0.02 if mode == "CMYK" else 1e-5)
+
+
+def test_batches_change_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [picture(size=size) for size in ((48, 48), (16, 48), (40, 20), (8, 8), (48, 16))]
+    alone = np.concatenate([model.embed(image=one) for one in pictures])
+    assert model.embed(image=pictures) == pytest.approx(alone, abs=1e-5)
+    monkeypatch.setattr(api, "BATCH", 2)
+    assert model.embed(image=pictures) == pytest.approx(alone, abs=1e-5)
+
+
+def test_sound_as_array_and_as_file(model: Model) -> None:
+    wave = (0.3 * RNG.normal(size=9000)).astype(np.float32).clip(-1, 1)
+    stereo = np.stack([wave, wave], axis=1)
+    as_array = model.embed(audio=[wave, stereo], rate_hz=16000)
+    assert model.embed(audio=[wav(wave), wav(stereo)]) == pytest.approx(as_array, abs=1e-5)
+    integers = (wave * 32767).round().astype(np.int16)
+    assert model.embed(audio=integers, rate_hz=16000) == pytest.approx(as_array[:1], abs=1e-2)
+
+
+def test_series_of_any_channels(model: Model) -> None:
+    values = RNG.normal(size=(200, 2)).astype(np.float32)
+    rows = model.embed(sensor=values, **WATCH)
+    swapped = {**WATCH, "channels": ["acc_y", "acc_x"]}
+    assert model.embed(sensor=values[:, ::-1], **swapped) == pytest.approx(rows, abs=1e-5)
+    in_si = {**WATCH, "units": ["m/s^2", "m/s^2"]}
+    assert model.embed(sensor=values * 9.80665, **in_si) == pytest.approx(rows, abs=1e-4)
+    values[50:60, 1] = np.nan
+    assert np.isfinite(model.embed(sensor=values, **WATCH)).all()
+
+
+def test_samples_with_any_parts(model: Model) -> None:
+    image, text = Part(type="image", file="png", data=png(picture())), Part(type="text", text="a cat", lang="en")
+    clip = Part(type="audio", file="wav", data=wav(np.zeros(4000, np.float32)))
+    other = Part(type="text", text="un chat", lang="fr")
+    made = model.embed_samples(
+        [Sample(key="a", parts=(image, text, clip, other)), Sample(key="b"), Sample(key="c", parts=(text,))]
+    )
+    assert {m: rows.shape for m, rows in made[0].items()} == {"image": (1, 12), "audio": (1, 12), "text": (2, 12)}
+    assert made[1] == {}
+    assert made[0]["text"] == pytest.approx(model.embed(text=["a cat", "un chat"]), abs=1e-5)
+    assert made[2]["text"] == pytest.approx(model.embed(text="a cat"), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ generate
+
+
+def test_generate_one_and_many(model: Model) -> None:
+    pictures = [picture(size=size) for size in ((48, 48), (16, 48), (8, 8))]
+    said = model.generate(image=pictures, prompt="en", max_new=6)
+    assert isinstance(said, list)
+    assert [model.generate(image=one, prompt="en", max_new=6) for one in pictures] == said
+    both = model.generate(image=pictures[0], audio=np.zeros(8000, np.float32), rate_hz=16000, prompt="fr", max_new=6)
+    assert isinstance(both, str)
+    drawn = [model.generate(image=pictures[0], max_new=8, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_what_is_said_is_text(model: Model) -> None:
+    said = model.generate(image=[picture(size=(8 * i, 8)) for i in range(1, 6)], max_new=20, temperature=3.0)
+    assert all("<|" not in text and "\0" not in text for text in said)
+
+
+# ------------------------------------------------------------------------------------------------- what is not accepted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "one modality"),
+        ({"image": b"x", "text": "y"}, "one modality"),
+        ({"image": b"no picture"}, r"image\[0\].*corrupt picture"),
+        ({"image": [png(picture()), b"GIF89a"]}, r"image\[1\]"),
+        ({"image": "nowhere.png"}, "nowhere.png cannot be read"),
+        ({"image": np.zeros((4, 4, 3))}, "uint8"),
+        ({"image": np.zeros((4, 4, 5), np.uint8)}, "uint8"),
+        ({"image": 3}, "must be a path"),
+        ({"audio": np.zeros(100)}, "rate_hz"),
+        ({"audio": np.full(100, np.nan), "rate_hz": 16000}, "NaN"),
+        ({"audio": np.zeros(0), "rate_hz": 16000}, "array"),
+        ({"audio": b"RIFF"}, r"audio\[0\].*corrupt sound"),
+        ({"sensor": np.zeros((9, 2)), "rate_hz": 50}, "channels"),
+        ({"sensor": np.zeros((9, 2)), **WATCH, "units": ["g"]}, "2 channels, but 1 units"),
+        ({"sensor": np.zeros((9, 3)), **WATCH}, "3"),
+        ({"sensor": np.zeros((9, 2)), **WATCH, "units": ["furlong", "g"]}, "unknown unit"),
+        ({"sensor": np.full((9, 2), np.nan), **WATCH}, "empty series"),
+        ({"text": ""}, "must be a text"),
+        ({"text": [3]}, "must be a text"),
+        ({"image": Part(type="text", text="x")}, "part of type text"),
+    ],
+)
+def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        model.embed(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_generate_wants_lists_of_one_length(model: Model) -> None:
+    with pytest.raises(InputError, match="as many of each"):
+        model.generate(image=[picture(), picture()], audio=[wav(np.zeros(100, np.float32))])
+    with pytest.raises(InputError, match="got none"):
+        model.generate()
