@@ -48,10 +48,8 @@ def zero_shot(
     train = _labelled(bench, bench.samples("train", source), modality, label)
     called = _class_names(train, language)
     asked = [item for item in asked if item.label in called]
-    if not asked:
-        raise Lacking(
-            f"no {modality} of source {source!r} with label {label!r} in both split {bench.split!r} and training"
-        )
+    if not asked or len(called) < 2:
+        raise Lacking(f"no {modality} of {source!r} with two or more {label!r} in training and some in {bench.split!r}")
     classes = sorted(called)
     embedded = np.stack([embed_series(bench, item.part, window_s) for item in asked])
     scores = embedded @ bench.embed_names([called[c] for c in classes], language).T

@@ -203,6 +203,21 @@ def test_a_corrupt_picture_costs_itself_and_is_counted(tmp_path: Path) -> None:
     assert sum(done.skipped.values()) == 1
 
 
+def test_a_unit_that_nobody_knows_costs_its_series(tmp_path: Path) -> None:
+    test = samples()["test"]
+    part, name = test[-1].parts
+    test[-1] = replace(test[-1], parts=(replace(part, units=("furlong",)), name))
+    done = run(Oracle(), {"watch": TASKS["watch"]}, write_world(tmp_path, {"test": test}))
+    assert done.metrics[0]["n"] == 3
+    assert done.skipped == {"unknown unit": 1}
+
+
+def test_one_class_is_no_question(tmp_path: Path) -> None:
+    train = [s for s in samples()["train"] if s.labels.get("activity") != "run"]
+    done = run(Oracle(), {"watch": TASKS["watch"]}, write_world(tmp_path, {"train": train}))
+    assert "two or more 'activity'" in done.left_out["watch"]
+
+
 def test_validation_runs_like_the_test(tmp_path: Path) -> None:
     validation = [replace(s, key=f"v-{s.key}") for s in samples()["test"]]
     root = write_world(tmp_path, {"validation": validation, "test": []})
