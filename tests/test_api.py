@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import torch
 from PIL import Image
 
 import mmfusion
-from mmfusion import api, checkpoint, config
+from mmfusion import api, checkpoint, config, report
 from mmfusion.api import InputError, Model
 from mmfusion.checkpoint import CheckpointError
+from mmfusion.data.writer import write_manifest, write_shard
+from mmfusion.evaluation import pictures, run
 from mmfusion.types import Part, Sample
 
 TOKENIZER = Path(__file__).parent.parent / "data_prep" / "sample" / "tokenizer" / "tokenizer.model"
@@ -213,6 +216,45 @@ def test_generate_one_and_many(model: Model) -> None:
 def test_what_is_said_is_text(model: Model) -> None:
     said = model.generate(image=[picture(size=(8 * i, 8)) for i in range(1, 6)], max_new=20, temperature=3.0)
     assert all("<|" not in text and "\0" not in text for text in said)
+
+
+# ----------------------------------------------------------------------------------------------- evaluated and reported
+
+
+def shards(root: Path) -> Path:
+    """Three pictures to learn from and the same three to be asked about."""
+
+    def samples(split: str) -> list[Sample]:
+        made = []
+        for i, name in enumerate(("cat", "dog", "owl")):
+            image = Part(type="image", file="png", data=png(picture(size=(16 + 8 * i, 24))))
+            labels = {"concept": name, "category": "c"}
+            parts = (image, Part(type="text", lang="en", text=name))
+            made.append(Sample(key=f"{split}-{name}", parts=parts, labels=labels, source="p"))
+        return made
+
+    entries = [write_shard(root / f"{split}.tar", samples(split), split=split) for split in ("train", "test")]
+    write_manifest(root, entries)
+    return root
+
+
+def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
+    tasks = {
+        "names": functools.partial(pictures.picture_to_name, source="p", train_source="p"),
+        "captions": functools.partial(pictures.captions, source="p", train_source="p", max_new=4),
+    }
+    root = shards(tmp_path)
+    done = run(model, tasks, root)
+    assert run(model, tasks, root).metrics == done.metrics  # bit for bit
+    assert {(r["task"], r["metric"]) for r in done.metrics} >= {("names", "R@1"), ("captions", "chrF, seen")}
+    assert done.metrics[0]["baselines"]["pixel nearest neighbour"] == 1
+    cards = report.collect(model, done)
+    assert [card.task for card in cards] == ["names"] * 3
+    report.write(
+        tmp_path / "report.html", title="t", facts={}, history=tmp_path / "none.csv", evaluation=done, examples=cards,
+        counts={},
+    )  # fmt: skip
+    assert (tmp_path / "report.html").read_text().count('class="input"') == 3
 
 
 # ------------------------------------------------------------------------------------------------- what is not accepted
