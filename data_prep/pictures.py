@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import cast
 
 from PIL import Image
 
@@ -21,3 +22,11 @@ def small_png(content: bytes, size_px: int, colours: int) -> bytes:
     out = io.BytesIO()
     palette.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def is_visible(content: bytes) -> bool:
+    """Whether anything shows once the picture lies on white, as decoding puts it."""
+    picture = Image.open(io.BytesIO(content)).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    (darkest, _) = Image.alpha_composite(white, picture).convert("L").getextrema()
+    return cast("int", darkest) < 250

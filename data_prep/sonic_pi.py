@@ -29,7 +29,7 @@ KINDS = {
     "elec": "electronic sound",
     "glitch": "glitch",
     "guit": "guitar",
-    "loop": "drum loop",
+    "loop": "music loop",
     "mehackit": "robots and phones",
     "perc": "percussion",
     "tabla": "tabla",

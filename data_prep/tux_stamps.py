@@ -30,7 +30,7 @@ from data_prep.common import (
     slug,
     write_source,
 )
-from data_prep.pictures import small_png
+from data_prep.pictures import is_visible, small_png
 from data_prep.sounds import RATE_HZ, SILENCE, encode_opus, is_clipped, read_mono
 from mmfusion.data.shards import ShardEntry
 from mmfusion.types import Part, Sample
@@ -89,6 +89,8 @@ def read_stamps(packages: Packages, account: Account) -> list[Stamp]:
             account.leave_out("drawn as SVG only, which nothing here can render", path)
         elif ".png" not in stamp.files:
             account.leave_out("no picture of that name", path)
+        elif not is_visible(stamp.files[".png"]):
+            account.leave_out("white on transparent: nothing to see on white", path)
         else:
             kept.append(stamp)
     return kept
@@ -105,7 +107,7 @@ def read_captions(stamp: Stamp, account: Account) -> dict[str, str]:
     for line in sorted(others):
         locale, _, text = line.partition(".utf8=")
         if locale in REPEATS:
-            account.kept["captions of repeating locales left out"] += 1
+            account.leave_out("caption that nearly repeats another locale's", f"{stamp.stem} {locale}")
         elif locale not in LEFT_OUT_LANGUAGES and text.strip():
             captions[BCP47.get(locale, locale)] = text.strip()
     return captions
