@@ -7,6 +7,7 @@ was short of invariance, not of time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 from typing import Annotated
@@ -18,7 +19,7 @@ from PIL import Image, ImageFilter
 from mmfusion.data.series import array, cut, length_s, times_of
 from mmfusion.types import Part, Sample
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's own grey
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's own grey
 
 
 class AugmentImage:
@@ -26,7 +27,7 @@ class AugmentImage:
 
     `zoom`, `stretch` and `contrast` are factors (0.25: between 1/1.25 and 1.25); `saturation` and `mix` are added to
     the factors of a grey picture and of the other channels; `brightness` is a share of half the range, `shift` of the
-    side; `flip` is a probability. What lies outside the picture has the mean colour of its corners.
+    side; `flip` is a probability, `blur_px` the reach of a box. What lies outside has the mean colour of the corners.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class AugmentImage:
         picture = picture.convert("RGB", self._colour(rng))
         radius = rng.uniform(-self.blur_px, self.blur_px)  # half of the pictures stay sharp
         if radius > 0:
-            picture = picture.filter(ImageFilter.GaussianBlur(radius))
+            picture = picture.filter(ImageFilter.BoxBlur(radius))
         return dataclasses.replace(part, data=np.asarray(picture))
 
     def _affine(self, width: int, height: int, rng: random.Random) -> tuple[float, ...]:
@@ -86,13 +87,16 @@ class AugmentImage:
     def _colour(self, rng: random.Random) -> tuple[float, ...]:
         """Brightness, contrast, saturation and a mix of channels in one: 3 rows of 3 factors and an offset."""
         saturation = 1 + rng.uniform(-self.saturation, self.saturation)
-        matrix = saturation * np.eye(3) + (1 - saturation) * _LUMA
-        mixed = np.array([rng.uniform(-self.mix, self.mix) for _ in range(9)]).reshape(3, 3)
-        matrix = (np.eye(3) + mixed - np.diag(mixed.sum(axis=1))) @ matrix  # rows sum to one: grey stays grey
         contrast = _around_one(self.contrast, rng)
-        matrix = matrix * contrast
-        offset = 127.5 * (1 - contrast) + 127.5 * rng.uniform(-self.brightness, self.brightness)
-        return tuple(np.hstack([matrix, np.full((3, 1), offset)]).ravel().tolist())
+        offset = 127.5 * (1 - contrast + rng.uniform(-self.brightness, self.brightness))
+        made: list[float] = []
+        for row in range(3):
+            mixed = [rng.uniform(-self.mix, self.mix) for _ in range(3)]
+            mixed[row] += 1 - sum(mixed)  # rows sum to one: grey stays grey
+            grey = (1 - saturation) * contrast
+            made += [saturation * contrast * m + grey * luma for m, luma in zip(mixed, _LUMA, strict=True)]
+            made.append(offset)
+        return tuple(made)
 
 
 class AugmentAudio:
@@ -125,10 +129,11 @@ class AugmentAudio:
         level = float(np.sqrt(np.mean(np.square(wave))))
         gain = 10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20)
         hiss = level * 10 ** (-rng.uniform(self.noise_db, self.noise_db + 40) / 20)
-        made = np.zeros(round(rng.uniform(0, self.shift_s) * rate) + len(wave), dtype=np.float32)
-        made[len(made) - len(wave) :] = wave
-        noise = np.random.Generator(np.random.PCG64(rng.getrandbits(64))).standard_normal(len(made), dtype=np.float32)
-        return dataclasses.replace(part, data=(made + np.float32(hiss) * noise) * np.float32(gain))
+        silence = round(rng.uniform(0, self.shift_s) * rate)
+        made = _noise(silence + len(wave), rng) * np.float32(hiss)
+        made[silence:] += wave
+        made *= np.float32(gain)
+        return dataclasses.replace(part, data=made)
 
 
 class AugmentSensor:
@@ -181,6 +186,19 @@ class Augment:
             change = self.by_modality.get(part.type)
             parts.append(part if change is None else change(part, rng))
         return dataclasses.replace(sample, parts=tuple(parts))
+
+
+@functools.cache
+def _noise_table() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(1 << 18, dtype=np.float32)
+
+
+def _noise(length: int, rng: random.Random) -> np.ndarray:
+    """White noise [length] of level one, from a random place of a table: drawing it anew costs as much as the rest."""
+    table = _noise_table()
+    first = rng.randrange(len(table))
+    rest = table[first : first + length]
+    return rest if len(rest) == length else np.take(table, np.arange(first, first + length), mode="wrap")
 
 
 def _around_one(most: float, rng: random.Random) -> float:

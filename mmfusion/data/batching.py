@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -136,21 +137,23 @@ class Collate:
                 slot = [-1, *(s for _, first, count in filled for s in range(first, first + count))]
                 owners.append(owner)
                 laid.append((ids, labels, slot + [-1] * (len(ids) - len(slot))))
-        places = pack([len(ids) for ids, _, _ in laid], self.row_length)
-        shape = (max((row for row, _ in places), default=0) + 1, self.row_length)
-        arrays = {
-            name: np.full(shape, value, dtype=np.int64)
-            for name, value in (("ids", self.tokenizer.pad), ("labels", IGNORE), ("document", -1), ("slot", -1))
-        }
-        arrays["position"] = np.zeros(shape, dtype=np.int64)
-        for k, ((ids, labels, slot), (row, first)) in enumerate(zip(laid, places, strict=True)):
-            span = (row, slice(first, first + len(ids)))
-            for name, value in (("ids", ids), ("labels", labels), ("slot", slot), ("document", k)):
-                arrays[name][span] = value
-            arrays["position"][span] = np.arange(len(ids))
-        made = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        lengths = np.array([len(ids) for ids, _, _ in laid], dtype=np.int64)
+        places = np.array(pack(lengths.tolist(), self.row_length), dtype=np.int64).reshape(-1, 2)
+        position = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        at = np.repeat(places[:, 0] * self.row_length + places[:, 1], lengths) + position
+        rows = int(places[:, 0].max(initial=0)) + 1
+
+        def spread(values: Sequence[int] | np.ndarray, padding: int) -> Tensor:
+            flat = np.full(rows * self.row_length, padding, dtype=np.int64)
+            flat[at] = values
+            return torch.from_numpy(flat.reshape(rows, self.row_length))
+
         return Rows(
-            **made,
+            ids=spread(list(chain.from_iterable(ids for ids, _, _ in laid)), self.tokenizer.pad),
+            labels=spread(list(chain.from_iterable(labels for _, labels, _ in laid)), IGNORE),
+            document=spread(np.repeat(np.arange(len(laid)), lengths), -1),
+            position=spread(position, 0),
+            slot=spread(list(chain.from_iterable(slot for _, _, slot in laid)), -1),
             owner=torch.tensor(owners, dtype=torch.int64),
             answer=torch.zeros(len(owners), dtype=torch.int64),
             score=torch.ones(len(owners)),
@@ -163,7 +166,7 @@ def _padded(parts: Sequence[PartPatches], owners: Sequence[int]) -> Patches:
     values = np.zeros((len(parts), *shape), dtype=parts[0].values.dtype)
     coords = np.zeros((len(parts), shape[0], 4), dtype=np.float32)
     valid = np.zeros((len(parts), shape[0]), dtype=bool)
-    for i, part in enumerate(parts):
+    for i, part in enumerate(parts):  # a channel fewer than another series leaves zeros beside it
         values[(i, *(slice(n) for n in part.values.shape))] = part.values
         coords[i, : len(part.coords)] = part.coords
         valid[i, : len(part.valid)] = part.valid
@@ -179,14 +182,8 @@ def _padded(parts: Sequence[PartPatches], owners: Sequence[int]) -> Patches:
 
 def _channels(described: Sequence[tuple[np.ndarray, np.ndarray]]) -> Channels:
     """The channels of all parts, padded to the most."""
-    most = max(len(names) for names, _ in described)
-
-    def padded(arrays: Sequence[np.ndarray]) -> Tensor:
-        rows = [np.pad(array, [(0, most - len(array))] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
-        return torch.from_numpy(np.stack(rows))
-
-    return Channels(
-        name=padded([names for names, _ in described]),
-        grid=padded([grid for _, grid in described]),
-        valid=padded([np.ones(len(names), dtype=bool) for names, _ in described]),
-    )
+    shape = (len(described), max(len(names) for names, _ in described))
+    name, grid, valid = np.zeros(shape, np.int64), np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
+    for i, (names, cells) in enumerate(described):
+        name[i, : len(names)], grid[i, : len(names)], valid[i, : len(names)] = names, cells, True
+    return Channels(name=torch.from_numpy(name), grid=torch.from_numpy(grid), valid=torch.from_numpy(valid))

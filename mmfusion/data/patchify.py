@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
+import scipy.fft
 from annotated_types import Ge, Gt
 from PIL import Image
 
@@ -37,7 +38,9 @@ class PartPatches:
 
     def tokens(self, merge: int) -> int:
         """How many valid tokens an encoder makes of it: groups of `merge` patches with a valid one."""
-        return int(np.logical_or.reduceat(self.valid, np.arange(0, len(self.valid), merge)).sum())
+        if merge == 1:
+            return int(np.count_nonzero(self.valid))
+        return int(np.count_nonzero(np.logical_or.reduceat(self.valid, np.arange(0, len(self.valid), merge))))
 
 
 class Patchify(Protocol):
@@ -191,8 +194,9 @@ class PatchifyAudio:
         kept = min(len(wave), len(padded) - half)
         padded[half : half + kept] = wave[:kept]
         frames = np.lib.stride_tricks.sliding_window_view(padded, len(self.window))[:: self.hop]
-        spectrum = np.fft.rfft(frames * self.window, n=self.fft)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)
+        spectrum = np.asarray(scipy.fft.rfft(frames * self.window, n=self.fft)).view(np.float32)
+        np.square(spectrum, out=spectrum)
+        power = spectrum[:, ::2] + spectrum[:, 1::2]  # real and imaginary parts lie side by side
         return (np.log(np.maximum(power @ self.filters, np.float32(1e-6))) + np.float32(5)) / np.float32(5)
 
     def __call__(self, part: Part) -> PartPatches:
@@ -251,11 +255,11 @@ class PatchifySensor:
         self.patch_s, self.points, self.window_s, self.merge = patch_s, points, window_s, merge
 
     def __call__(self, part: Part) -> PartPatches:
-        series, times = _averaged(scaled(part), times_of(part), self.patch_s / self.points)
+        series, times, step = _averaged(scaled(part), times_of(part), step_s(part), self.patch_s / self.points)
         duration = min(length_s(part), self.window_s)
         stretches = max(1, math.ceil(duration / self.patch_s - 1e-6))
         at = times_of(part)[0] + (np.arange(stretches * self.points) + 0.5) * (self.patch_s / self.points)
-        values = _interpolated(series, times, at)
+        values = _interpolated(series, times, step, at)
         values = values.reshape(stretches, self.points, -1, 2).transpose(0, 2, 1, 3)
         coords = np.zeros((stretches, 4), dtype=np.float32)
         coords[:, 0] = part.start_s + times_of(part)[0] + (np.arange(stretches) + 0.5) * self.patch_s
@@ -276,24 +280,27 @@ def _channel(name: str, unit: str, place: str) -> int:
     return stable_hash("channel", name, unit, place)
 
 
-def _averaged(series: np.ndarray, times: np.ndarray, wanted_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Means over as many whole steps as fit into `wanted_s`, so that what is too fast for the points is not aliased."""
-    each = int(wanted_s / step_s(times) + 1e-6)
+def _averaged(
+    series: np.ndarray, times: np.ndarray, step: float, wanted_s: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Means over as many whole steps as fit into `wanted_s`, so that what is too fast for the points is not aliased.
+
+    The series, its times and its usual step, after that.
+    """
+    each = int(wanted_s / step + 1e-6)
     if each < 2 or len(series) < each:
-        return series, times
+        return series, times, step
     whole = len(series) // each
     blocks = series[: whole * each].reshape(whole, each, -1)
     seen = np.isfinite(blocks)
     count = seen.sum(axis=1)
     means = np.where(seen, blocks, 0).sum(axis=1) / np.maximum(count, 1)
-    return np.where(count > 0, means, np.nan).astype(np.float32), times[: whole * each].reshape(whole, each).mean(
-        axis=1
-    )
+    means = np.where(count > 0, means, np.nan).astype(np.float32)
+    return means, times[: whole * each].reshape(whole, each).mean(axis=1), step * each
 
 
-def _interpolated(series: np.ndarray, times: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _interpolated(series: np.ndarray, times: np.ndarray, step: float, at: np.ndarray) -> np.ndarray:
     """series[T, C] at the times `at`[Q] -> [Q, C, 2], value and whether it was measured there."""
-    step = step_s(times)
     right = np.clip(np.searchsorted(times, at), 1, max(1, len(times) - 1))
     left = right - 1
     right = np.minimum(right, len(times) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -20,8 +21,13 @@ def concept_of(sample: Sample, position: int) -> int:
     """63 bits, equal for samples that show the same thing; without a label that says so, the position."""
     for label in ("concept", "kind", "activity"):
         if label in sample.labels:
-            return stable_hash("concept", sample.labels[label])
+            return _concept(sample.labels[label])
     return position
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _concept(label: str) -> int:
+    return stable_hash("concept", label)
 
 
 def chosen_text(sample: Sample) -> Part | None:
@@ -55,6 +61,7 @@ class Pipeline:
         self.text = PatchifyText(tokenizer, max_pieces=text_pieces) if text_pieces else None
         streams: dict[Modality, Patchify] = {**self.media, **({"text": self.text} if self.text else {})}
         self.collate = Collate(streams, tokenizer, row_length)
+        self._languages: dict[str, tuple[int, ...]] = {}
         self._merge: dict[str, int] = {name: cut.merge for name, cut in streams.items()}
 
     def readable(self, sample: Sample, seed: int = 0) -> Sample:
@@ -62,7 +69,7 @@ class Pipeline:
         parts = tuple(part for part in sample.parts if part.type == "text" or part.type in self.media)
         if not parts:
             raise SkipSample("no parts", f"{sample.url}: key {sample.key!r}: none of {', '.join(self.media)}, text")
-        return dataclasses.replace(sample, parts=parts)
+        return sample if len(parts) == len(sample.parts) else dataclasses.replace(sample, parts=parts)
 
     def prepare(
         self, sample: Sample, seed: int, position: int, *, everything: bool = False, prompt: str | None = None
@@ -80,7 +87,7 @@ class Pipeline:
             parts.append(("text", self.text.of_ids(ids[: self.text.max_pieces])))
         if prompt is not None:
             everyone = tuple(range(len(media)))
-            documents = (Document(everyone, tuple(self.tokenizer.encode(prompt)), None),)
+            documents = (Document(everyone, self._prompt(prompt), None),)
         else:
             documents = self._documents(media, text, ids, None if everything else random.Random(f"document {seed}"))
         for document in documents:
@@ -105,7 +112,15 @@ class Pipeline:
             answer, language = self.tokenizer.encode(said), media[chosen[0]].lang
         if not answer:
             return ()
-        return (Document(chosen, tuple(self.tokenizer.encode(language or "")), tuple(answer)),)
+        return (Document(chosen, self._prompt(language), tuple(answer)),)
+
+    def _prompt(self, language: str | None) -> tuple[int, ...]:
+        """A language as the prompt's pieces; none without one."""
+        if not language:
+            return ()
+        if language not in self._languages:
+            self._languages[language] = tuple(self.tokenizer.encode(language))
+        return self._languages[language]
 
     def batch(self, samples: Sequence[Sample], *, prompt: str | None = None) -> Batch:
         """Decoded samples as they are, without chance: documents about all their parts, or open prompts for `generate`.

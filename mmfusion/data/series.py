@@ -88,15 +88,18 @@ def times_of(part: Part) -> np.ndarray:
     return part.times_s
 
 
-def step_s(times: np.ndarray) -> float:
-    """The usual time between two measurements; 1 where there is only one."""
+def step_s(part: Part) -> float:
+    """The usual time between two measurements of a decoded series; 1 where there is only one and no rate."""
+    if part.rate_hz is not None:
+        return 1 / part.rate_hz
+    times = times_of(part)
     return float(np.median(np.diff(times))) if len(times) > 1 else 1.0
 
 
 def length_s(part: Part) -> float:
     """How long a decoded series is, the last measurement's own step included."""
     times = times_of(part)
-    return float(times[-1] - times[0]) + step_s(times)
+    return float(times[-1] - times[0]) + step_s(part)
 
 
 def cut(part: Part, start_s: float, window_s: float) -> Part:
