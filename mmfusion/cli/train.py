@@ -134,7 +134,9 @@ def _finish(
         card="",
     )
     began = time.monotonic()
-    model = api.load(run / "checkpoint", allow={str(target) for _, target in config.targets(tree["model"])})
+    # Own classes in this run's configuration: the user named them, on the command line or in their own files.
+    allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
+    model = api.load(run / "checkpoint", allow=allowed)
     done = evaluate(model, tasks, root)
     seconds["evaluation"] = time.monotonic() - began
     for name, reason in done.left_out.items():
@@ -150,9 +152,7 @@ def _finish(
         examples=report.collect(model, done),
         counts={f"skipped, {reason}": str(n) for reason, n in skipped.items()} or {"samples skipped": "none"},
     )
-    checkpoint.write_card(
-        run / "checkpoint", report.card(str(tree["name"]), read_manifest(root), done.metrics, model.modalities)
-    )
+    checkpoint.write_card(run / "checkpoint", report.card(str(tree["name"]), read_manifest(root), done.metrics, model))
     print(f"evaluated in {seconds['evaluation']:.0f} s\n")
     _print_metrics(done.metrics)
     print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
@@ -164,9 +164,9 @@ def _print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
     for heading in ("task", "metric", "value", "95% interval", "n", "chance", "baselines"):
         table.add_column(heading, justify="left" if heading in ("task", "metric", "baselines") else "right")
     for row in metrics:
-        low, high = row["ci95"]
+        interval = "" if row["ci95"] is None else f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}"
         beside = ", ".join(f"{name} {value:.3g}" for name, value in row["baselines"].items())
-        numbers = f"{row['value']:.3f}", f"{low:.3f} to {high:.3f}", str(row["n"]), f"{row['chance']:.3f}"
+        numbers = f"{row['value']:.3f}", interval, str(row["n"]), f"{row['chance']:.3f}"
         table.add_row(row["task"], row["metric"], *numbers, beside)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 

@@ -1,0 +1,1 @@
+"""Experiments: one folder each, with the command, its rows, a plot and what was expected."""

@@ -1,0 +1,194 @@
+"""What the quickstart reaches: time, memory, every metric of the report, exact repetition, exact resume after kill -9.
+
+    uv run python experiments/quickstart/run.py           all rows of results.json, about half an hour on two cores
+    uv run python experiments/quickstart/run.py --quick   the same path with a few steps, within 180 s
+
+The metrics are those of the first of the three full runs (all three have the same seed; F7 says whether they agree).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from experiments.results import matrix_gflops, row, save
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+TRAIN = [sys.executable, "-m", "mmfusion.cli.main", "train"]
+Rows = list[dict[str, Any]]
+
+
+def timed(command: list[str], log: Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> tuple[float, float]:
+    """Run a command; seconds, and the peak of its processes' memory together (proportional set size, GB)."""
+    began, peak = time.monotonic(), 0.0
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            peak = max(peak, _memory(process.pid))
+            time.sleep(0.5)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed ({process.returncode}), see {log}")
+    return time.monotonic() - began, peak / 1e9
+
+
+def _memory(pid: int) -> float:
+    total = 0.0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_full_info().pss
+    except psutil.Error:  # a process that has just ended
+        return total
+    return total
+
+
+def full_runs(work: Path, times: int, overrides: list[str]) -> tuple[Rows, list[Path]]:
+    """F1 without installation: the same run several times, one after the other."""
+    seconds, peaks, folders = [], [], []
+    speed = [matrix_gflops()]
+    for k in range(times):
+        folder = work / f"run{k}"
+        took, peak = timed([*TRAIN, f"paths.run={folder}", *overrides], work / f"run{k}.log")
+        print(f"run {k}: {took:.0f} s, {peak:.2f} GB", flush=True)
+        seconds.append(took)
+        peaks.append(peak)
+        folders.append(folder)
+        speed.append(matrix_gflops())
+    beside = {"matrix GFLOP/s": statistics.median(speed), "fastest": min(seconds), "slowest": max(seconds)}
+    rows = [
+        row("F1.train", "start to report, without installation, median", statistics.median(seconds), "s",
+            n=times, must="<= 240", beside=beside),
+        row("F1.memory", "peak memory of all processes", max(peaks), "GB", n=times, must="<= 4"),
+    ]  # fmt: skip
+    return rows, folders
+
+
+def fresh_clone(work: Path) -> Rows:
+    """F1 with installation: a clone, an empty package cache, one command."""
+    clone, log = work / "clone", work / "clone.log"
+    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True)
+    env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT")}
+    env["UV_CACHE_DIR"] = str(work / "cache")
+    took, _ = timed(["uv", "run", "mmfusion", "train"], log, cwd=clone, env=env)
+    tests, _ = timed(["uv", "run", "pytest"], work / "tests.log", cwd=clone, env=env)
+    passed = re.search(r"(\d+) passed", (work / "tests.log").read_text())
+    shutil.rmtree(work / "cache")
+    return [
+        row("F1.clone", "fresh clone and package cache to report, with installation", took, "s", n=1, must="<= 360"),
+        row("F9", "fast tests after installation", tests, "s", n=int(passed[1]) if passed else 0, must="<= 240"),
+    ]
+
+
+# The table's bars on metrics: (id, task, metric, must, compared: "value" or the interval's lower bound against chance).
+BARS = (
+    ("F2", "picture_to_name", "R@1", ">= 0.30", "value"),
+    ("F3", "spoken_to_picture", "R@5", "> chance", "low"),
+    ("F4.sound", "sound_kind", "accuracy", "> chance", "low"),
+    ("F4.watch", "watch_exercise", "accuracy", "> chance", "low"),
+)
+
+
+def metric_rows(folder: Path) -> Rows:
+    """F2 to F6: the barred metrics under their id, all others of F5 and F6 as they are."""
+    rows = []
+    bars = {(task, metric): (id, must, compared) for id, task, metric, must, compared in BARS}
+    shown = {"unseen_concepts": "F5", "captions": "F6", "by_modality": "F3.subset", "picture_to_name": "F2",
+             "spoken_to_picture": "F3", "sound_kind": "F4.sound", "watch_exercise": "F4.watch"}  # fmt: skip
+    for metric in json.loads((folder / "metrics.json").read_text()):
+        task, name = metric["task"], metric["metric"]
+        id, must, compared = bars.get((task, name), (f"{shown[task]}.{name}", None, "value"))
+        if must == "> chance":
+            must = f"> {metric['chance']:.6f}"
+        beside = {"chance": metric["chance"], **metric["baselines"]}
+        judged = metric["ci95"][0] if compared == "low" else None
+        rows.append(row(id, f"{task}: {name}", metric["value"], "", n=metric["n"], must=must, judged=judged,
+                        ci95=metric["ci95"], beside=beside))  # fmt: skip
+    return rows
+
+
+def same_twice(folders: list[Path]) -> dict[str, Any]:
+    """F7: runs with one seed, metrics and weights byte for byte."""
+    found = {digest(f / "metrics.json") + digest(f / "checkpoint" / "model.safetensors") for f in folders}
+    return row("F7", "runs of one seed with different metrics or weights", len(found) - 1, "runs", n=len(folders), must="== 0")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def killed(work: Path, times: int, steps: int) -> dict[str, Any]:
+    """F8: kill -9 at a random moment of training, resume; the final weights against those of a run never killed."""
+    small = [f"steps={steps}", "evaluation=none", "callbacks.resume.every_n_train_steps=5"]
+    whole = work / "whole"
+    timed([*TRAIN, f"paths.run={whole}", *small], work / "whole.log")
+    expected = digest(whole / "checkpoint" / "model.safetensors")
+    chance, different = random.Random(0), 0
+    for k in range(times):
+        folder = work / f"killed{k}"
+        with (work / f"killed{k}.log").open("w") as log:
+            process = subprocess.Popen([*TRAIN, f"paths.run={folder}", *small], cwd=ROOT, stdout=log, stderr=log,
+                                       start_new_session=True)  # fmt: skip
+            until = chance.randrange(5, steps - 5)
+            while process.poll() is None and newest(folder) < until:
+                time.sleep(0.02)
+            time.sleep(chance.random())
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        at = newest(folder)
+        timed([*TRAIN, f"resume={folder}"], work / f"resumed{k}.log")
+        same = digest(folder / "checkpoint" / "model.safetensors") == expected
+        print(f"killed after the resume point of step {at}: {'the same weights' if same else 'DIFFERENT weights'}", flush=True)
+        different += not same
+    return row("F8", f"of {times} runs killed -9 and resumed, ended with other weights", different, "runs", n=times, must="== 0")
+
+
+def newest(folder: Path) -> int:
+    steps = [int(p.stem.removeprefix("step=")) for p in (folder / "resume").glob("step=*.ckpt")]
+    return max(steps, default=-1)
+
+
+def plot(rows: Rows, path: Path) -> None:
+    """The barred rows with their intervals, chance and baselines."""
+    from mmfusion.report import svg
+
+    path.write_text(svg.comparison([r for r in rows if r["id"] in {bar[0] for bar in BARS}]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few steps, one run, one kill; writes results.quick.json")
+    parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder")
+    options = parser.parse_args()
+    work = options.keep or Path(tempfile.mkdtemp(prefix="mmfusion-quickstart-"))
+    work.mkdir(parents=True, exist_ok=True)
+    if options.quick:
+        rows, folders = full_runs(work, 1, ["steps=30"])
+        rows += [*metric_rows(folders[0]), killed(work, 1, 20)]
+    else:
+        rows, folders = full_runs(work, 3, [])
+        rows += [*metric_rows(folders[0]), same_twice(folders), killed(work, 5, 60), *fresh_clone(work)]
+        shutil.copyfile(folders[0] / "report.html", HERE / "report.html")
+    name = "results.quick.json" if options.quick else "results.json"
+    save(HERE / name, rows, f"uv run python experiments/quickstart/run.py{' --quick' if options.quick else ''}")
+    if not options.keep:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
