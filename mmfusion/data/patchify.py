@@ -258,8 +258,9 @@ class PatchifySensor:
         series, times, step = _averaged(scaled(part), times_of(part), step_s(part), self.patch_s / self.points)
         duration = min(length_s(part), self.window_s)
         stretches = max(1, math.ceil(duration / self.patch_s - 1e-6))
-        at = times_of(part)[0] + (np.arange(stretches * self.points) + 0.5) * (self.patch_s / self.points)
-        values = _interpolated(series, times, step, at)
+        apart = self.patch_s / self.points
+        at = times_of(part)[0] + (np.arange(stretches * self.points) + 0.5) * apart
+        values = _interpolated(series, times, at, gap=2.5 * step, beyond=max(step, apart))
         values = values.reshape(stretches, self.points, -1, 2).transpose(0, 2, 1, 3)
         coords = np.zeros((stretches, 4), dtype=np.float32)
         coords[:, 0] = part.start_s + times_of(part)[0] + (np.arange(stretches) + 0.5) * self.patch_s
@@ -288,7 +289,8 @@ def _averaged(
     The series, its times and its usual step, after that.
     """
     each = int(wanted_s / step + 1e-6)
-    if each < 2 or len(series) < each:
+    each = min(each, len(series))
+    if each < 2:
         return series, times, step
     whole = len(series) // each
     blocks = series[: whole * each].reshape(whole, each, -1)
@@ -299,16 +301,19 @@ def _averaged(
     return means, times[: whole * each].reshape(whole, each).mean(axis=1), step * each
 
 
-def _interpolated(series: np.ndarray, times: np.ndarray, step: float, at: np.ndarray) -> np.ndarray:
-    """series[T, C] at the times `at`[Q] -> [Q, C, 2], value and whether it was measured there."""
+def _interpolated(series: np.ndarray, times: np.ndarray, at: np.ndarray, *, gap: float, beyond: float) -> np.ndarray:
+    """series[T, C] at the times `at`[Q] -> [Q, C, 2], value and whether it was measured there.
+
+    Not measured: between two rows further apart than `gap`, and more than `beyond` before the first or after the last.
+    """
     right = np.clip(np.searchsorted(times, at), 1, max(1, len(times) - 1))
     left = right - 1
     right = np.minimum(right, len(times) - 1)
-    gap = np.maximum(times[right] - times[left], 1e-9)
-    weight = np.clip((at - times[left]) / gap, 0, 1)[:, None].astype(np.float32)
+    apart = np.maximum(times[right] - times[left], 1e-9)
+    weight = np.clip((at - times[left]) / apart, 0, 1)[:, None].astype(np.float32)
     value = series[left] * (1 - weight) + series[right] * weight
-    outside = np.maximum(times[0] - at, at - times[-1]) > step
-    measured = np.isfinite(value) & ~(outside | (gap > 2.5 * step))[:, None]
+    outside = np.maximum(times[0] - at, at - times[-1]) > beyond
+    measured = np.isfinite(value) & ~(outside | (apart > gap))[:, None]
     return np.stack([np.where(measured, value, 0), measured], axis=-1).astype(np.float32)
 
 

@@ -40,8 +40,9 @@ class Pipeline:
     """Patches, pieces and rows: everything between a decoded sample and a Batch that a checkpoint must remember.
 
     `patchify` has an entry for every modality that the model's encoders read but text; `text_pieces` is the longest
-    text that the text stream takes, 0 for a model without one. `together` is the share of training documents that hold
-    all parts of their sample; the others hold one.
+    text that the text stream takes, 0 for a model without one. `captioned` is the share of training samples that have a
+    document for the decoder, `together` the share of those documents that hold all parts of their sample; the others
+    hold one.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Pipeline:
         patchify: Mapping[Modality, Patchify],
         row_length: Annotated[int, Gt(0)] = 512,
         text_pieces: Annotated[int, Ge(0)] = 32,
+        captioned: Annotated[float, Ge(0), Le(1)] = 1.0,
         together: Annotated[float, Ge(0), Le(1)] = 0.25,
     ) -> None:
         for name, cut in patchify.items():
             if cut.modality != name:
                 raise ValueError(f"patchify.{name} cuts {cut.modality}")
-        self.tokenizer, self.row_length, self.together = tokenizer, row_length, together
+        self.tokenizer, self.row_length = tokenizer, row_length
+        self.captioned, self.together = captioned, together
         self.media: dict[Modality, Patchify] = dict(patchify)
         self.text = PatchifyText(tokenizer, max_pieces=text_pieces) if text_pieces else None
         streams: dict[Modality, Patchify] = {**self.media, **({"text": self.text} if self.text else {})}
@@ -99,11 +102,13 @@ class Pipeline:
     def _documents(
         self, media: Sequence[Part], text: Part | None, ids: Sequence[int], rng: random.Random | None
     ) -> tuple[Document, ...]:
-        """One document about one part or all (always all without `rng`); none where there is nothing to say.
+        """One document about one part or all (always all without `rng`); none where nothing is to say or drawn.
 
         The answer is the sample's text; about one spoken clip alone it is what is said there. The prompt is the
         answer's language.
         """
+        if rng is not None and rng.random() >= self.captioned:
+            return ()
         chosen = tuple(range(len(media)))
         if rng is not None and len(media) > 1 and rng.random() >= self.together:
             chosen = (rng.randrange(len(media)),)

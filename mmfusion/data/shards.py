@@ -288,11 +288,7 @@ class ShardIndex:
 
 
 class ShardSet:
-    """All shards of one split, one after the other, as a sequence of samples that hold bytes.
-
-    `for sample in ShardSet(root, "test")` raises SkipSample at a sample that cannot be used; `skips.usable` counts it
-    and passes over it instead.
-    """
+    """All shards of one split, one after the other, as a sequence of samples that hold bytes."""
 
     def __init__(self, root: Path | str, split: str) -> None:
         root = Path(root)

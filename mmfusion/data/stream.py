@@ -174,9 +174,7 @@ class StreamedSteps(torch.utils.data.IterableDataset[Step | DataError]):
                 "workers, more shards, or data.reader=indexed"
             )
         done = len(range(worker, self.start, workers))  # steps that this worker has built before
-        ahead = self._samples(stream, streams, done * self.size * self.layout.accumulate)
-        rng = random.Random(f"shuffle {self.seed} {self.start} {stream}")
-        drawn = shuffle(_SHUFFLE, initial=_SHUFFLE, rng=rng)(ahead)
+        drawn = self._samples(stream, streams, done * self.size * self.layout.accumulate)
         while True:
             yield self.prepare.step(
                 self.prepare.batch(itertools.islice(drawn, self.size), self.seed) for _ in range(self.layout.accumulate)
@@ -184,12 +182,19 @@ class StreamedSteps(torch.utils.data.IterableDataset[Step | DataError]):
 
     def _samples(self, stream: int, streams: int, met: int) -> Iterator[tuple[int, Callable[[], Sample]]]:
         """(a number of its own for every visit, how to make the sample) from the first shard after `met` samples."""
-        for turn in itertools.count(stream, streams):
-            shard = self.shards.shards[self._shard_at(turn)]
-            met -= len(shard)
-            if met + len(shard) > 0:
-                continue
-            for i, raw in enumerate(read_tar(str(shard.path))):
+        first = stream
+        while met > 0:
+            met -= len(self.shards.shards[self._shard_at(first)])
+            first += streams
+        turns = itertools.count(first, streams)
+        for number, of_pass in itertools.groupby(turns, lambda turn: turn // len(self.shards.shards)):
+            rng = random.Random(f"shuffle {self.seed} {number} {stream}")
+            yield from shuffle(_SHUFFLE, initial=_SHUFFLE, rng=rng)(self._in_order(of_pass))
+
+    def _in_order(self, turns: Iterable[int]) -> Iterator[tuple[int, Callable[[], Sample]]]:
+        for turn in turns:
+            path = self.shards.shards[self._shard_at(turn)].path
+            for i, raw in enumerate(read_tar(str(path))):
                 yield (turn << 32) + i, lambda raw=raw: sample_of(raw)
 
     def _shard_at(self, turn: int) -> int:

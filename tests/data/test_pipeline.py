@@ -1,0 +1,133 @@
+"""From decoded samples to batches: which documents, which prompts, which positives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+from tiny_media import picture_sample, small_patchify, small_pipeline, spoken_sample, watch_sample
+
+from mmfusion.data.decode import decode_sample
+from mmfusion.data.order import stable_hash
+from mmfusion.data.pipeline import Pipeline, concept_of
+from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.types import IGNORE, Part, Sample, SkipSample
+
+PICTURE, SPOKEN, WATCH = (decode_sample(s) for s in (picture_sample(0), spoken_sample(0), watch_sample(0)))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tokenizer: SentencePieceTokenizer) -> Pipeline:
+    return small_pipeline(tokenizer)
+
+
+def said(pipeline: Pipeline, sample: Sample, seed: int) -> tuple[tuple[int, ...], str, str]:
+    """(parts, prompt, answer) of the document that this seed draws."""
+    (document,) = pipeline.prepare(sample, seed, 0).documents
+    decode = pipeline.tokenizer.decode
+    return document.parts, decode(document.prompt), decode(document.answer or ())
+
+
+def test_a_concept_is_the_same_for_all_who_name_it() -> None:
+    goose = concept_of(Sample(key="a", labels={"concept": "goose"}), 3)
+    assert goose == concept_of(Sample(key="b", labels={"kind": "goose"}), 4)
+    assert goose == concept_of(Sample(key="c", labels={"activity": "goose", "subject": "s1"}), 5)
+    assert goose == stable_hash("concept", "goose")
+    assert concept_of(Sample(key="d", labels={"concept": "swan", "kind": "goose"}), 6) != goose
+    assert concept_of(Sample(key="e", labels={"category": "goose"}), 7) == 7
+
+
+def test_documents_hold_one_part_or_all_and_a_clip_alone_says_its_own_words(pipeline: Pipeline) -> None:
+    drawn = Counter(said(pipeline, SPOKEN, seed) for seed in range(600))
+    assert set(drawn) == {
+        ((0,), "en", "a guitar 0"),
+        ((1,), "de", "eine Gans"),
+        ((2,), "en", "a guitar 0"),
+        ((0, 1, 2), "en", "a guitar 0"),
+    }
+    assert drawn[(0, 1, 2), "en", "a guitar 0"] / 600 == pytest.approx(0.25, abs=0.06)
+    assert said(pipeline, SPOKEN, 5) == said(pipeline, SPOKEN, 5)
+
+
+def test_the_english_text_else_the_first_stands_for_a_sample(pipeline: Pipeline) -> None:
+    assert said(pipeline, PICTURE, 0) == ((0,), "en", "goose 0")
+    french = dataclasses.replace(PICTURE, parts=(PICTURE.parts[0], PICTURE.parts[2]))
+    assert said(pipeline, french, 0) == ((0,), "fr", "une oie 0")
+    plain = dataclasses.replace(PICTURE, parts=(PICTURE.parts[0], Part(type="text", text="a goose")))
+    assert said(pipeline, plain, 0) == ((0,), "", "a goose")
+
+
+def test_what_has_nothing_to_say_has_no_document(pipeline: Pipeline) -> None:
+    silent = dataclasses.replace(PICTURE, parts=PICTURE.parts[:1])
+    made = pipeline.prepare(silent, 0, 0)
+    assert made.documents == ()
+    assert [name for name, _ in made.parts] == ["image"]
+    batch = pipeline.collate([made])
+    assert (batch.rows.labels == IGNORE).all()
+    assert batch.streams["text"].owner.tolist() == [-1]
+
+
+def test_a_text_alone_is_a_document_of_its_own(pipeline: Pipeline) -> None:
+    text = Sample(key="t", parts=(Part(type="text", lang="fr", text="une oie"),))
+    assert said(pipeline, text, 0) == ((), "fr", "une oie")
+
+
+def test_the_text_stream_has_the_chosen_text(pipeline: Pipeline) -> None:
+    batch = pipeline.batch([PICTURE, WATCH])
+    stream = batch.streams["text"]
+    for ids, valid, owner in zip(stream.values, stream.valid, stream.owner.tolist(), strict=True):
+        text = pipeline.tokenizer.decode(ids[valid].tolist())
+        assert text == ("goose 0", "rowing the boat")[owner]
+
+
+def test_a_batch_without_chance_has_all_parts(pipeline: Pipeline) -> None:
+    batch = pipeline.batch([SPOKEN, PICTURE])
+    assert sorted(batch.streams["audio"].owner.tolist()) == [0, 0]
+    assert (batch.rows.slot >= 0).sum() == 1 + 2 + 2 + 1  # one token a picture, clips of 0.3 s and 0.2 s: 2 and 2
+    again = pipeline.batch([SPOKEN, PICTURE])
+    assert (again.rows.ids == batch.rows.ids).all()
+    assert again.seeds.tolist() == [0, 1]
+
+
+def test_an_open_prompt_is_the_document_without_its_answer(pipeline: Pipeline) -> None:
+    closed, open_ = pipeline.batch([PICTURE]), pipeline.batch([PICTURE], prompt="en")
+    length = int((open_.rows.document == 0).sum())
+    assert (open_.rows.ids[0, :length] == closed.rows.ids[0, :length]).all()
+    assert (open_.rows.slot[0, :length] == closed.rows.slot[0, :length]).all()
+    assert open_.rows.ids[0, length - 1] == pipeline.tokenizer.assistant
+    assert (open_.rows.labels == IGNORE).all()
+    assert closed.rows.labels[0, length - 1] == closed.rows.ids[0, length]
+
+
+def test_parts_that_no_encoder_reads_are_left_out_before_decoding(tokenizer: SentencePieceTokenizer) -> None:
+    pictures = Pipeline(tokenizer=tokenizer, patchify={"image": small_patchify()["image"]}, row_length=64)
+    assert [p.type for p in pictures.readable(spoken_sample(0)).parts] == ["image", "text"]
+    assert pictures.readable(PICTURE) is PICTURE
+    assert list(pictures.batch([PICTURE]).streams) == ["image", "text"]
+    silent = dataclasses.replace(spoken_sample(0), parts=spoken_sample(0).parts[1:3])
+    with pytest.raises(SkipSample, match="no parts"):
+        pictures.readable(silent)
+    without = Pipeline(tokenizer=tokenizer, patchify=small_patchify(), row_length=64, text_pieces=0)
+    assert list(without.batch([PICTURE]).streams) == ["image", "audio", "sensor"]
+
+
+def test_a_document_that_fits_no_row_costs_the_sample(pipeline: Pipeline) -> None:
+    long = Part(type="text", lang="en", text="goose " * 100)
+    with pytest.raises(SkipSample, match="document longer than a row"):
+        pipeline.prepare(dataclasses.replace(PICTURE, parts=(PICTURE.parts[0], long)), 0, 0)
+
+
+def test_series_carry_their_channels(pipeline: Pipeline) -> None:
+    stream = pipeline.batch([WATCH]).streams["sensor"]
+    assert stream.values.shape == (1, 4, 3, 8, 2)  # 4 s cut to a window of 2 s, half a second a patch
+    assert stream.description is not None
+    expected = [stable_hash("channel", f"acc_{axis}", "m/s^2", "right wrist") for axis in "xyz"]
+    assert stream.description.name.tolist() == [expected]
+    np.testing.assert_allclose(stream.coords[0, :, 0], [0.25, 0.75, 1.25, 1.75])
+
+
+def test_patchify_under_a_wrong_name_is_refused(tokenizer: SentencePieceTokenizer) -> None:
+    with pytest.raises(ValueError, match=r"patchify\.audio cuts image"):
+        Pipeline(tokenizer=tokenizer, patchify={"audio": small_patchify()["image"]}, row_length=64)
