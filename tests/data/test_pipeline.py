@@ -51,6 +51,14 @@ def test_documents_hold_one_part_or_all_and_a_clip_alone_says_its_own_words(pipe
     assert said(pipeline, SPOKEN, 5) == said(pipeline, SPOKEN, 5)
 
 
+def test_a_share_of_the_samples_has_a_document(tokenizer: SentencePieceTokenizer) -> None:
+    some = small_pipeline(tokenizer, captioned=0.25)
+    made = [some.prepare(PICTURE, seed, 0) for seed in range(400)]
+    assert np.mean([len(one.documents) for one in made]) == pytest.approx(0.25, abs=0.07)
+    assert all([name for name, _ in one.parts] == ["image", "text"] for one in made)
+    assert (some.batch([PICTURE]).rows.document == 0).any()  # without chance always
+
+
 def test_the_english_text_else_the_first_stands_for_a_sample(pipeline: Pipeline) -> None:
     assert said(pipeline, PICTURE, 0) == ((0,), "en", "goose 0")
     french = dataclasses.replace(PICTURE, parts=(PICTURE.parts[0], PICTURE.parts[2]))
