@@ -11,9 +11,10 @@ from mmfusion import config
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.cli.train import train
+    from mmfusion.cli.train import place, train
 
     composed = config.compose(options.overrides, Path(options.config_dir) if options.config_dir else None)
+    place(composed)
     config.check(config.plain(composed), train)
     print(OmegaConf.to_yaml(OmegaConf.create(config.printable(composed))), end="")
     return 0

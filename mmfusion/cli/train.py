@@ -206,10 +206,15 @@ def _resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
     return tree
 
 
+def place(cfg: DictConfig) -> Path:
+    """Settle this run's folder, which other keys refer to: the one given, or a new one by name and time."""
+    cfg.paths.run = str(cfg.paths.run or Path(cfg.paths.runs) / str(cfg.name) / runs.timestamp())
+    return Path(cfg.paths.run)
+
+
 def _run_one(cfg: DictConfig) -> int:
     """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
-    folder = Path(cfg.paths.run or Path(cfg.paths.runs) / str(cfg.name) / runs.timestamp())
-    cfg.paths.run = str(folder)
+    folder = place(cfg)
     tree = config.plain(cfg)
     config.check(tree, train)
     resuming = bool(tree.get("resume"))

@@ -18,6 +18,7 @@ import scipy.fft
 from annotated_types import Ge, Gt
 from PIL import Image
 
+from mmfusion.data.gradients import cells
 from mmfusion.data.order import stable_hash
 from mmfusion.data.series import array, base_units, length_s, scaled, step_s, times_of
 from mmfusion.data.tokenizer import Tokenizer
@@ -69,10 +70,12 @@ def _dummy(values: np.ndarray, channels: tuple[np.ndarray, np.ndarray] | None = 
 class PatchifyImage:
     """Squares of `patch_px`, of a picture resized so that its longer side has `size_px`.
 
-    The ratio stays, up to the rounding of the shorter side to whole patches. values [N, 3·patch_px²] in [-1, 1], each
-    patch row by row with its colours together, as timm's NaFlex ViT reads them; coords row and column in grid cells.
-    `merge` is a square number b²: patches come in blocks of b x b, so that an encoder merges neighbours by a reshape;
-    a grid that does not divide is padded with patches that are not valid.
+    The ratio stays, up to the rounding of the shorter side to whole patches. A patch holds (patch_px / cell_px)² cells
+    of 3 colours in [-1, 1] and the energies of `orientations` (see `gradients.cells`): with cell_px=1 and none of them
+    its plain pixels. values [N, cells·(3 + orientations)], each patch row by row with a cell's values together, as
+    timm's NaFlex ViT reads them; coords row and column in grid cells. `merge` is a square number b²: patches come in
+    blocks of b x b, so that an encoder merges neighbours by a reshape; a grid that does not divide is padded with
+    patches that are not valid.
     """
 
     modality: Literal["image"] = "image"
@@ -81,6 +84,8 @@ class PatchifyImage:
         self,
         *,
         patch_px: Annotated[int, Gt(0)] = 8,
+        cell_px: Annotated[int, Gt(0)] = 1,
+        orientations: Annotated[int, Ge(0)] = 0,
         merge: Annotated[int, Gt(0)] = 4,
         size_px: Annotated[int, Gt(0)] = 48,
     ) -> None:
@@ -88,21 +93,20 @@ class PatchifyImage:
             raise ValueError(f"merge={merge}: blocks of patches are square, so it must be 1, 4, 9, …")
         if size_px % patch_px:
             raise ValueError(f"size_px={size_px} is no multiple of patch_px={patch_px}")
+        if patch_px % cell_px:
+            raise ValueError(f"patch_px={patch_px} is no multiple of cell_px={cell_px}")
         self.patch_px, self.merge, self.size_px = patch_px, merge, size_px
+        self.cell_px, self.orientations = cell_px, orientations
 
     def __call__(self, part: Part) -> PartPatches:
-        pixels = self._resized(array(part))
-        p, b = self.patch_px, math.isqrt(self.merge)
-        rows, columns = pixels.shape[0] // p, pixels.shape[1] // p
+        made = cells(self._resized(array(part)), self.cell_px, self.orientations)
+        p, b = self.patch_px // self.cell_px, math.isqrt(self.merge)
+        rows, columns = made.shape[0] // p, made.shape[1] // p
         coords, valid = _grid(rows, columns, b)
         if rows % b or columns % b:
-            pixels = np.pad(pixels, ((0, -rows % b * p), (0, -columns % b * p), (0, 0)))
-        blocks = pixels.reshape(-(-rows // b), b, p, -(-columns // b), b, p, 3).transpose(0, 3, 1, 4, 2, 5, 6)
-        values = blocks.reshape(len(valid), p * p * 3).astype(np.float32)
-        values /= 127.5
-        values -= 1
-        values[~valid] = 0
-        return PartPatches(values, coords, valid)
+            made = np.pad(made, ((0, -rows % b * p), (0, -columns % b * p), (0, 0)))
+        blocks = made.reshape(-(-rows // b), b, p, -(-columns // b), b, p, -1).transpose(0, 3, 1, 4, 2, 5, 6)
+        return PartPatches(np.ascontiguousarray(blocks.reshape(len(valid), -1)), coords, valid)
 
     def _resized(self, pixels: np.ndarray) -> np.ndarray:
         height, width = pixels.shape[:2]
@@ -114,7 +118,8 @@ class PatchifyImage:
         return np.asarray(Image.fromarray(pixels).resize(target, Image.Resampling.BILINEAR))
 
     def dummy(self) -> PartPatches:
-        return _dummy(np.zeros((self.merge, 3 * self.patch_px**2), dtype=np.float32))
+        size = (self.patch_px // self.cell_px) ** 2 * (3 + self.orientations)
+        return _dummy(np.zeros((self.merge, size), dtype=np.float32))
 
 
 @functools.lru_cache(maxsize=1024)

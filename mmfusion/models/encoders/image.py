@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 
@@ -19,7 +19,8 @@ class ImageEncoder(nn.Module):
     Patches may come in any order, since positions are sampled from the learned `grid` x `grid` table at each patch's
     row and column, relative to the picture's own extent: one picture a row, never two. The table is sampled bilinearly
     (an eighth of a small model's step cheaper than bicubic on a CPU). Layer scale, class token and registers are off:
-    at a few layers they only slow the start.
+    at a few layers they only slow the start. A patch has (patch_px / cell_px)² cells of 3 colours and `orientations`
+    gradient energies; with cell_px=1 and none of them these are its pixels.
     """
 
     modality: Modality = "image"
@@ -31,6 +32,8 @@ class ImageEncoder(nn.Module):
         depth: Annotated[int, Gt(0)],
         heads: Annotated[int, Gt(0)],
         patch_px: Annotated[int, Gt(0)] = 8,
+        cell_px: Annotated[int, Gt(0)] = 1,
+        orientations: Annotated[int, Ge(0)] = 0,
         merge: Annotated[int, Gt(0)] = 4,
         grid: Annotated[int, Gt(0)] = 6,
         mlp_ratio: Annotated[float, Gt(0)] = 4.0,
@@ -38,7 +41,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.width, self.merge = width, merge
         cfg = NaFlexVitCfg(
-            patch_size=patch_px,
+            patch_size=patch_px // cell_px,
             embed_dim=width,
             depth=depth,
             num_heads=heads,
@@ -50,11 +53,11 @@ class ImageEncoder(nn.Module):
             global_pool="",
             fc_norm=False,
         )
-        self.vit = NaFlexVit(cfg, num_classes=0)
+        self.vit = NaFlexVit(cfg, in_chans=3 + orientations, num_classes=0)
         self.merging = Merge(width, merge)
 
     def forward(self, patches: Patches) -> Tokens:
-        """values[P, N, 3·patch_px²] -> x[P, ⌈N / merge⌉, D]."""
+        """values[P, N, cells·(3 + orientations)] -> x[P, ⌈N / merge⌉, D]."""
         valid = patches.valid
         place = torch.where(valid[..., None], patches.coords[..., 1:3], 0.0).long()  # padding must not widen the grid
         features = self.vit.forward_features(patches.values, patch_coord=place, patch_valid=valid)

@@ -1,0 +1,178 @@
+"""`mmfusion train` on the embedded sample: a run and what it leaves, resuming, and what each fault ends in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmfusion import config
+from mmfusion.cli.main import main
+from mmfusion.cli.train import train
+
+SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "callbacks.resume.every_n_train_steps=2"]
+SAMPLE = Path("data_prep/sample")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps, with a resume point every two."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(["train", f"paths.run={run}", "steps=6", *SMALL]) == 0
+    return run
+
+
+def test_one_step_goes_through_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "debug=one_step", "data.workers=0", f"paths.run={run}"]) == 0
+    said = capsys.readouterr().out
+    assert "step 1/1" in said
+    assert str(run / "report.html") in said
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {row["task"] for row in metrics} >= {"picture_to_name", "spoken_to_picture", "sound_kind", "watch_exercise"}
+    for row in metrics:
+        assert {"task", "metric", "value", "n", "clusters", "ci95", "chance", "baselines"} <= set(row)
+    for name in ("config.yaml", "environment.json", "metrics.csv", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert sorted(p.name for p in (run / "checkpoint").iterdir()) == [
+        "README.md", "config.yaml", "lineage.json", "model.safetensors", "tokenizer.model",
+    ]  # fmt: skip
+
+
+def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_path: Path) -> None:
+    expected = load_file(whole / "checkpoint" / "model.safetensors")
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoint")
+    (run / "report.html").unlink()
+    (run / "resume" / "step=6.ckpt").write_bytes(b"damaged")
+    assert main(["train", f"resume={run}"]) == 0
+    resumed = load_file(run / "checkpoint" / "model.safetensors")
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    assert "step" in header
+    assert rows
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={whole}"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    status = main(["train", *arguments])
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    return status, error
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("optim.lrr=1", "optim.lrr: AdamW has no such argument; did you mean 'lr'?"),
+        ("optim.lr=fast", "optim.lr: must be a valid number"),
+        ("optim.lr=nan", "optim.lr: must be a finite number"),
+        ("steps=-1", "steps: must be greater than 0, not -1"),
+        ("modle=tiny", "modle: train has no such argument; did you mean 'model'?"),
+        ("model=tinny", "model=tinny: no such option; did you mean 'tiny'?"),
+        ("model.encoders.image.dept=3", "model.encoders.image.dept: ImageEncoder has no such argument; did you mean 'depth'?"),
+        ("data.augment.image.flip=2.0", "data.augment.image.flip: must be less than or equal to 1"),
+        ("experiment=quikstart", "experiment=quikstart: no such option; did you mean 'quickstart'?"),
+        ("paths.rns=x", "paths.rns: Paths has no such argument; did you mean 'runs'?"),
+        ("prompt=What's this?", "not of the form key=value"),
+        ("resume=nowhere", "resume=nowhere: no run folder"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_one_line_before_anything_is_opened(
+    argument: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no data at all
+    status, error = fails([argument], capsys)
+    assert status == 2
+    assert expected in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_changes_results_cannot_change_when_a_run_goes_on(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, error = fails([f"resume={whole}", "optim.lr=1"], capsys)
+    assert status == 2
+    assert "optim.lr: cannot change when a run goes on" in error
+
+
+def test_a_missing_shard_ends_in_one_line_and_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "sample"
+    shutil.copytree(SAMPLE, root)
+    (root / "sonic-pi" / "sonic-pi-train.tar").unlink()
+    status, error = fails([f"data.root={root}", f"paths.runs={tmp_path / 'runs'}", *SMALL], capsys)
+    assert status == 1
+    assert "sonic-pi-train.tar" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cut_shard_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "sample"
+    shutil.copytree(SAMPLE, root)
+    shard = root / "seglearn" / "seglearn-train.tar"
+    shard.write_bytes(shard.read_bytes()[:100_000])
+    status, error = fails([f"data.root={root}", f"paths.runs={tmp_path / 'runs'}", *SMALL], capsys)
+    assert status == 1
+    assert "seglearn-train.tar" in error
+
+
+def test_an_unwritable_run_folder_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    status, error = fails([f"paths.runs={tmp_path / 'file'}", *SMALL], capsys)
+    assert status == 1
+    assert "cannot write there" in error
+    assert "paths.runs=" in error
+
+
+def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mmfusion.cli.main", "train", "-m", "data.batch_size=4,0", "steps=1", *SMALL[1:]]
+    ended = subprocess.run([*command, f"paths.runs={tmp_path}"], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "done  " in ended.stdout
+    assert "failed (2)  " in ended.stdout
+    assert "data.batch_size: must be greater than 0, not 0" in ended.stderr
+    assert len(list(tmp_path.glob("quickstart/*/*/report.html"))) == 1
+
+
+def test_help_imports_neither_torch_nor_hydra() -> None:
+    code = (
+        "import sys\nfrom mmfusion.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'timm', 'hydra', 'lightning', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert "mmfusion train" in ended.stdout
+
+
+OPTIONS = [(group, option) for group, options in config.groups([config.conf_dir()]).items() for option in options]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_is_checked(group: str, option: str, tmp_path: Path) -> None:
+    extra = ["data.root=x", "data.tokenizer=x"] if (group, option) == ("data", "shards") else []
+    many = f"[{option}]" if group == "objective" else option
+    cfg = config.compose([f"{group}={many}", f"paths.run={tmp_path}", *extra])
+    config.check(config.plain(cfg), train)
+
+
+def test_a_tree_of_ones_own_is_searched_beside_ours(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nsteps: 7\n")
+    cfg = config.compose(["experiment=mine", f"paths.run={tmp_path}"], tmp_path)
+    assert (cfg.name, cfg.steps) == ("mine", 7)
+    config.check(config.plain(cfg), train)
