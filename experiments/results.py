@@ -27,7 +27,7 @@ def row(
     ci95: Sequence[float] | None = None,
     beside: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """One row of results.json. `must` is a comparison such as ">= 0.3" of `value`, or of `judged` where that is given."""
+    """One row. `must` is a comparison such as ">= 0.3" of `value`, or of `judged` where that is given."""
     met = None
     if must is not None:
         sign, bound = must.split()
@@ -41,21 +41,24 @@ def row(
 def save(path: Path, rows: Sequence[Mapping[str, Any]], command: str) -> None:
     """Write results.json and print the rows as a table."""
     environment = {k: v for k, v in runs.environment().items() if k in ("processor", "cores", "python", "packages")}
-    runs.write(path, json.dumps({"command": command, "machine": environment, "rows": rows}, indent=1, ensure_ascii=False))
+    runs.write(
+        path, json.dumps({"command": command, "machine": environment, "rows": rows}, indent=1, ensure_ascii=False)
+    )
     for one in rows:
         verdict = {True: "met", False: "NOT MET", None: ""}[one["met"]]
         interval = "" if one["ci95"] is None else f" [{one['ci95'][0]:.4g}, {one['ci95'][1]:.4g}]"
-        print(f"{one['id']:<12} {one['value']:>10.4g}{interval} {one['unit']:<10} {one['must'] or '':<10} {verdict:<8} {one['what']}")
+        value = f"{one['value']:.4g}{interval} {one['unit']}"
+        print(f"{one['id']:<30} {value:<34} {one['must'] or '':<12} {verdict:<8} {one['what']}")
 
 
 def matrix_gflops(size: int = 2048, repeats: int = 7) -> float:
     """What this machine's float32 matrix product reaches now, all cores: the yardstick beside every time."""
     import torch
 
-    a = torch.randn(size, size)
+    a, product = torch.randn(size, size), torch.empty(size, size)
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        a @ a
+        torch.mm(a, a, out=product)
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / statistics.median(seconds) / 1e9

@@ -79,7 +79,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One example: any subset of modalities under one key. A preference has `prompt` and `answers` instead of `parts`."""
+    """One example: any subset of modalities under one key. A preference has `prompt` and `answers`, no `parts`."""
 
     key: str
     url: str = ""
@@ -96,7 +96,7 @@ class Sample:
         return tuple(part for part in self.parts if part.type == modality)
 
 
-# ------------------------------------------------------------------------------------------------------- what models read
+# ------------------------------------------------------------------------------------------------ what models read
 
 
 class _Movable:

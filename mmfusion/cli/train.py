@@ -6,8 +6,10 @@ The signature of `train` is the schema of the configuration's root (`conf/train.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import logging
+import platform
 import sys
 import time
 import traceback
@@ -19,6 +21,7 @@ from typing import Annotated, Any
 
 import hydra
 import lightning.pytorch as pl
+import torch
 from annotated_types import Ge, Gt
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -102,6 +105,9 @@ def train(
     if point:
         runs.set_history_aside(run, until=runs.step_of(point))
     began = time.monotonic()
+    threads = torch.get_num_threads()
+    # A core for each worker: two threads that share theirs with the worker wait for one another at every operation.
+    torch.set_num_threads(max(1, threads - data.workers))
     try:
         fitter.fit(module, datamodule=data, ckpt_path=point, weights_only=True)
     except SIGTERMException as error:
@@ -110,6 +116,7 @@ def train(
         if fitter.state.status == TrainerStatus.INTERRUPTED:
             raise Stopped(130) from error
         raise
+    torch.set_num_threads(threads)
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
@@ -176,6 +183,7 @@ def _print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The verb. Every failure ends in one line that says what to do; exit statuses stand in `cli.main`."""
+    _keep_freed_memory()
     warnings.filterwarnings("ignore", module=r"lightning\.")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -184,6 +192,14 @@ def run(options: argparse.Namespace) -> int:
         return _sweep(options.overrides, config_dir)
     resumed, rest = _split_resume(options.overrides)
     return _run_one(_resumed(resumed, rest) if resumed else config.compose(rest, config_dir))
+
+
+def _keep_freed_memory() -> None:
+    """glibc returns large freed blocks to the kernel and faults them in again each step: 15% of a step on a CPU."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 1 << 30)
 
 
 def _split_resume(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:

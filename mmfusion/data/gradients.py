@@ -61,7 +61,7 @@ def _averaged(planes: np.ndarray, cell_px: int) -> np.ndarray:
 
 
 def _smoothed(planes: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
-    """A separable 3 x 3 kernel with `weights` of the neighbours and the middle over height and width, edges repeated."""
+    """A separable 3 x 3 kernel, `weights` of the neighbours and of the middle, edges repeated."""
     beside, middle = (np.float32(weight) for weight in weights)
     padded = np.concatenate([planes[:, :1], planes, planes[:, -1:]], axis=1)
     planes = beside * (padded[:, :-2] + padded[:, 2:]) + middle * planes

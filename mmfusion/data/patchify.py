@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import scipy.fft
+import scipy.sparse
 from annotated_types import Ge, Gt
 from PIL import Image
 
@@ -188,7 +189,9 @@ class PatchifyAudio:
         self.patch_s, self.bands, self.patch_bands = patch_s, bands, patch_bands
         self.window = np.hanning(round(window_s * rate_hz) + 1)[:-1].astype(np.float32)  # the periodic form
         self.fft = 1 << (len(self.window) - 1).bit_length()
-        self.filters, centres = mel_filters(bands, self.fft, rate_hz)
+        filters, centres = mel_filters(bands, self.fft, rate_hz)
+        # Sparse: a dense product starts BLAS threads in the loader's workers, which then fight the model for its cores.
+        self.filters = scipy.sparse.csr_array(filters)
         self.channel = (centres.reshape(-1, patch_bands).mean(axis=1) / 1000).astype(np.float32)
 
     def log_mel(self, wave: np.ndarray) -> np.ndarray:

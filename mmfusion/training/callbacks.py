@@ -82,7 +82,7 @@ def progress_bar(every_s: Annotated[float, Gt(0)] = 10.0) -> ProgressBar:
 
 
 class StopBetweenSteps(Callback):
-    """The first Ctrl-C waits for the step's end, so that the checkpoint it leaves is whole; the second stops at once."""
+    """The first Ctrl-C waits for the step's end, so that its resume point is whole; the second stops at once."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._asked = False

@@ -1,4 +1,4 @@
-"""The one LightningModule: a model, objectives, an optimizer. Stages differ in what is given to it, never in its code."""
+"""The one LightningModule: a model, objectives, an optimizer. Stages differ in what it is given, never in its code."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TrainingModule(pl.LightningModule):
                 self.log(f"train/{label}", part.sum.detach() / max(1, part.count), batch_size=len(batch.keys))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.keys))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        # DDP averages gradients over ranks and Lightning divides by the accumulation; the sum is already over a global count.
+        # DDP averages over ranks and Lightning divides by the accumulation, but the count is already a global one.
         return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: matrices decay, norms, biases and scalars (fewer than two dimensions) do not."""
+    """The trainable parameters in two groups: matrices decay, what has fewer than two dimensions does not."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2]},

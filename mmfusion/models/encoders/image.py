@@ -60,7 +60,8 @@ class ImageEncoder(nn.Module):
         """values[P, N, cells·(3 + orientations)] -> x[P, ⌈N / merge⌉, D]."""
         valid = patches.valid
         place = torch.where(valid[..., None], patches.coords[..., 1:3], 0.0).long()  # padding must not widen the grid
-        features = self.vit.forward_features(patches.values, patch_coord=place, patch_valid=valid)
+        mask = None if bool(valid.all()) else valid  # pictures of one shape need no attention mask, which costs time
+        features = self.vit.forward_features(patches.values, patch_coord=place, patch_valid=mask)
         x = cast("dict[str, Tensor]", features)["patches"]
         x, coords, valid = self.merging(x, patches.coords, valid)
         return Tokens(x, coords, valid, patches.owner)

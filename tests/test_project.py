@@ -1,0 +1,104 @@
+"""What the project says of itself: pinned requirements, imports that point one way, commands that run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mmfusion
+from mmfusion.cli.main import main
+
+ROOT = Path(__file__).parent.parent
+LATE = ("training", "evaluation", "api", "report", "cli", "config", "runs", "checkpoint")
+# Who may not import what; DESIGN: types <- data, models, objectives <- training, evaluation, api <- report, cli.
+_CONFIGURATION = ("hydra", "omegaconf", "wandb")
+_TRAINING = (*_CONFIGURATION, "lightning", "webdataset")
+FORBIDDEN = {
+    "data": (*_CONFIGURATION, *(f"mmfusion.{room}" for room in (*LATE, "models", "objectives"))),
+    "models": (*_TRAINING, *(f"mmfusion.{room}" for room in (*LATE, "data", "objectives"))),
+    "objectives": (*_TRAINING, *(f"mmfusion.{room}" for room in (*LATE, "data", "models"))),
+    "training": ("hydra", "omegaconf", "mmfusion.cli", "mmfusion.report", "mmfusion.evaluation"),
+    "evaluation": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.report", "mmfusion.training"),
+    "report": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.training"),
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_imports_point_one_way(room: str) -> None:
+    for path in (ROOT / "mmfusion" / room).rglob("*.py"):
+        if path.name == "datamodule.py":  # the one file of its room that knows Lightning
+            continue
+        for name in imported(path):
+            assert not any(name == no or name.startswith(f"{no}.") for no in FORBIDDEN[room]), f"{path}: {name}"
+
+
+def test_the_requirements_file_is_what_the_pins_resolve_to() -> None:
+    uv = shutil.which("uv")
+    if uv is None or not (ROOT / "uv.lock").exists():
+        pytest.skip("only where uv has resolved the project, as `uv run pytest` does")
+    flags = ["--no-emit-project", "--no-emit-index-url", "--no-dev", "--no-annotate", "--no-header"]
+    made = subprocess.run(
+        [uv, "export", "--frozen", *flags, "--format", "requirements-txt"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    kept = (ROOT / "requirements.txt").read_text()
+    assert made.stdout == kept
+    assert "://" not in kept
+
+
+def test_version_and_entry_point() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == mmfusion.__version__
+    assert project["scripts"]["mmfusion"] == "mmfusion.cli.main:main"
+    for name in ("torch", "lightning", "hydra-core", "webdataset", "timm", "sentencepiece", "wandb", "bitsandbytes"):
+        assert any(re.match(rf"{name}\b", dependency) for dependency in project["dependencies"])
+
+
+def readme_commands() -> list[str]:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    commands = [line.split("#")[0].strip() for line in lines if line.startswith("    ") and "uv run" in line]
+    return [command.split("uv run ", 1)[1] for command in commands]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_every_command_of_the_readme_runs(command: str, one_step_run: Path, tmp_path: Path) -> None:
+    program, *arguments = command.split()
+    if program == "pytest":
+        ended = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=ROOT, capture_output=True)
+        assert ended.returncode == 0
+        return
+    assert program == "mmfusion"
+    arguments = [a.replace("runs/quickstart/TIME", str(one_step_run)) for a in arguments]
+    if "-m" in arguments:
+        pytest.skip("a sweep as a real process is in tests/cli/test_train.py")
+    if arguments[0] == "train" and not any(a.startswith(("resume=", "debug=")) for a in arguments):
+        arguments += ["debug=one_step", "evaluation=none", "data.workers=0", f"paths.run={tmp_path / 'run'}"]
+    if "debug=one_step" in arguments and len(arguments) == 2:
+        return  # this very command made `one_step_run`
+    assert main(arguments) == 0
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    one_step_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMFUSION_RUN", str(one_step_run))
+    source = (ROOT / "notebooks" / "01_quickstart.py").read_text()
+    exec(compile(source, "01_quickstart.py", "exec"), {"__name__": "__main__"})
+    assert "picture_to_name" in capsys.readouterr().out
