@@ -126,6 +126,19 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError([f"{key}: {str(error).splitlines()[0]}"]) from error
 
 
+def interpolated(cfg: DictConfig) -> set[str]:
+    """The keys whose value is taken from another key."""
+
+    def walk(value: Any, key: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from walk(item, f"{key}.{name}" if key else str(name))
+        elif isinstance(value, str) and "${" in value:
+            yield key
+
+    return set(walk(OmegaConf.to_container(cfg, resolve=False), ""))
+
+
 def printable(cfg: DictConfig) -> dict[str, Any]:
     """The resolved tree without secrets: what the environment gave, also through another key, stays `${oc.env:NAME}`.
 
@@ -165,10 +178,15 @@ def near(word: str, known: Collection[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def check(tree: Mapping[str, Any], schema: Callable[..., object]) -> None:
-    """Check a resolved tree against the signature of `schema`, every node in it against its own; else ConfigError."""
-    if problems := list(_check_call(tree, schema, "")):
-        raise ConfigError(problems)
+def check(tree: Mapping[str, Any], schema: Callable[..., object], derived: Collection[str] = ()) -> None:
+    """Check a resolved tree against the signature of `schema`, every node in it against its own; else ConfigError.
+
+    A problem at a `derived` key (see `interpolated`) is told only where its source has none.
+    """
+    problems = list(_check_call(tree, schema, ""))
+    told = [problem for problem in problems if problem.split(":")[0] not in derived]
+    if problems:
+        raise ConfigError(told or problems)
 
 
 def locate(target: object, key: str) -> Callable[..., Any]:
@@ -248,10 +266,11 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
 
 def _reason(error: ValidationError) -> str:
     """What pydantic found, in one line, a union's members joined by "or"; `[0]` says which item of a list."""
-    if any(detail["type"] == "needs_python_object" for detail in error.errors()):
+    readable = [detail for detail in error.errors() if detail["type"] != "needs_python_object"]
+    if not readable:
         return "must be a node with a _target_"
     reasons = []
-    for detail in error.errors():
+    for detail in readable:
         item = "".join(f"[{part}]" for part in detail["loc"] if isinstance(part, int))
         reason = item + detail["msg"].replace("Input should be", " must be" if item else "must be")
         if reason not in reasons:

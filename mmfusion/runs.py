@@ -25,18 +25,15 @@ class RunError(Exception):
 
 
 def create(folder: Path) -> Path:
-    """Make a new run folder. Raises RunError if it exists or cannot be written."""
+    """Make a new run folder, or take an empty one. Raises RunError if something is in it or it cannot be written."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder}: is not empty; choose another with paths.run=FOLDER, or go on with resume={folder}")
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-    except FileExistsError as error:
-        raise RunError(
-            f"{folder}: exists already; choose another with paths.run=FOLDER, or go on: resume={folder}"
-        ) from error
     except OSError as error:
-        raise RunError(
-            f"{folder}: cannot write there ({error.strerror}); choose another with paths.runs=FOLDER"
-        ) from error
+        remedy = "choose another with paths.runs=FOLDER"
+        raise RunError(f"{folder}: cannot write there ({error.strerror}); {remedy}") from error
     return folder
 
 

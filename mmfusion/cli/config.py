@@ -15,6 +15,6 @@ def run(options: argparse.Namespace) -> int:
 
     composed = config.compose(options.overrides, Path(options.config_dir) if options.config_dir else None)
     place(composed)
-    config.check(config.plain(composed), train)
+    config.check(config.plain(composed), train, config.interpolated(composed))
     print(OmegaConf.to_yaml(OmegaConf.create(config.printable(composed))), end="")
     return 0

@@ -232,11 +232,16 @@ def _run_one(cfg: DictConfig) -> int:
     """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
     folder = place(cfg)
     tree = config.plain(cfg)
-    config.check(tree, train)
+    config.check(tree, train, config.interpolated(cfg))
     resuming = bool(tree.get("resume"))
+    if not resuming:
+        try:
+            runs.create(folder)
+        except runs.RunError as error:
+            print(f"mmfusion: {error}", file=sys.stderr)
+            return 1
     try:
         if not resuming:
-            runs.create(folder)
             runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
         print(f"run folder  {folder}", flush=True)
         train(tree, **config.build_arguments(tree, train))

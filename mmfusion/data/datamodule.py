@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 import torch.utils.data
 from annotated_types import Ge, Gt, Le
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mmfusion.data.augment import Augment
 from mmfusion.data.decode import LIMITS, Limits
@@ -113,7 +113,7 @@ class DataModule(pl.LightningDataModule):
             loader = torch.utils.data.DataLoader(built, sampler=range(start, stop), **common)
         else:
             if start:
-                rank_zero_info(
+                rank_zero_warn(
                     "data.reader=webdataset goes on at the next shard: the rest of the open ones is left out"
                 )
             loader = torch.utils.data.DataLoader(StreamedSteps(self.train, prepare, layout, self.seed, start), **common)

@@ -16,7 +16,8 @@ from mmfusion import config
 from mmfusion.cli.main import main
 from mmfusion.cli.train import train
 
-SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "callbacks.resume.every_n_train_steps=2"]
+SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "callbacks.resume.every_n_train_steps=2",
+         "trainer.log_every_n_steps=1"]  # fmt: skip
 SAMPLE = Path("data_prep/sample")
 
 
@@ -73,7 +74,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
     ("argument", "expected"),
     [
         ("optim.lrr=1", "optim.lrr: AdamW has no such argument; did you mean 'lr'?"),
-        ("optim.lr=fast", "optim.lr: must be a valid number"),
+        ("optim.lr=fast", "optim.lr: must be a valid number, not 'fast'"),
         ("optim.lr=nan", "optim.lr: must be a finite number"),
         ("steps=-1", "steps: must be greater than 0, not -1"),
         ("modle=tiny", "modle: train has no such argument; did you mean 'model'?"),
@@ -130,6 +131,14 @@ def test_an_unwritable_run_folder_ends_in_one_line(tmp_path: Path, capsys: pytes
     assert status == 1
     assert "cannot write there" in error
     assert "paths.runs=" in error
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious").write_text("do not delete")
+    status, error = fails([f"paths.run={tmp_path}", *SMALL], capsys)
+    assert status == 1
+    assert "is not empty" in error
+    assert (tmp_path / "precious").read_text() == "do not delete"
 
 
 def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
