@@ -95,6 +95,25 @@ def test_every_command_of_the_readme_runs(command: str, one_step_run: Path, tmp_
     assert main(arguments) == 0
 
 
+@pytest.mark.slow  # five full runs: 20 minutes on two cores
+def test_the_readme_in_full(tmp_path: Path) -> None:
+    """Its commands one after another as real processes in a clone, as a reader would type them."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    for command in readme_commands():
+        program, *arguments = command.split()
+        if program != "mmfusion":
+            continue
+        if "runs/quickstart/TIME" in command:
+            newest = max((clone / "runs" / "quickstart").iterdir(), key=lambda run: run.name)
+            arguments = [a.replace("runs/quickstart/TIME", str(newest)) for a in arguments]
+        ended = subprocess.run(
+            [sys.executable, "-m", "mmfusion.cli.main", *arguments], cwd=clone, capture_output=True, text=True
+        )
+        assert ended.returncode == 0, f"{command}: {ended.stderr}"
+        assert "Traceback" not in ended.stderr
+
+
 def test_the_notebook_runs_from_top_to_bottom(
     one_step_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,36 +121,37 @@ def train(
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
-    _finish(tree, run, module, evaluation, seconds)
+    _finish(tree, run, module, data, evaluation, seconds)
 
 
 def _finish(
     tree: Mapping[str, Any],
     run: Path,
     module: TrainingModule,
+    data: DataModule,
     tasks: Mapping[str, Callable[..., Any]],
     seconds: dict[str, float],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
-    root, steps = Path(tree["data"]["root"]), int(tree["steps"])
+    steps = int(tree["steps"])
     checkpoint.save(
         run / "checkpoint",
         config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
         model=module.model,
-        tokenizer=Path(tree["data"]["tokenizer"]),
-        lineage=checkpoint.lineage(step=steps, seed=int(tree["seed"]), data=root, commit=runs.commit()),
+        tokenizer=data.tokenizer,
+        lineage=checkpoint.lineage(step=steps, seed=int(tree["seed"]), data=data.root, commit=runs.commit()),
         card="",
     )
     began = time.monotonic()
     # Own classes in this run's configuration: the user named them, on the command line or in their own files.
     allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
     model = api.load(run / "checkpoint", allow=allowed)
-    done = evaluate(model, tasks, root)
+    done = evaluate(model, tasks, data.root)
     seconds["evaluation"] = time.monotonic() - began
     for name, reason in done.left_out.items():
         print(f"task {name} left out: {reason}", flush=True)
     runs.write(run / "metrics.json", json.dumps(done.metrics, indent=1, ensure_ascii=False))
-    skipped = {**module.skipped, **done.skipped}
+    skipped = data.skips.skipped + Counter(done.skipped)
     report.write(
         run / "report.html",
         title=str(tree["name"]),
@@ -159,7 +161,8 @@ def _finish(
         examples=report.collect(model, done),
         counts={f"skipped, {reason}": str(n) for reason, n in skipped.items()} or {"samples skipped": "none"},
     )
-    checkpoint.write_card(run / "checkpoint", report.card(str(tree["name"]), read_manifest(root), done.metrics, model))
+    card = report.card(str(tree["name"]), read_manifest(data.root), done.metrics, model)
+    checkpoint.write_card(run / "checkpoint", card)
     print(f"evaluated in {seconds['evaluation']:.0f} s\n")
     _print_metrics(done.metrics)
     print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")

@@ -110,7 +110,7 @@ class AugmentAudio:
         self,
         *,
         crop_s: Annotated[float, Gt(0)] = 2.5,
-        speed: Annotated[float, Ge(0), Lt(1)] = 0.1,
+        speed: Annotated[float, Ge(0), Lt(1)] = 0.2,
         gain_db: Annotated[float, Ge(0)] = 6.0,
         shift_s: Annotated[float, Ge(0)] = 0.2,
         noise_db: Annotated[float, Ge(0)] = 20.0,

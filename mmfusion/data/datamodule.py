@@ -92,6 +92,14 @@ class DataModule(pl.LightningDataModule):
         prepare = Preparation(self.pipeline, Select(english=1.0), None, limits=self.limits)
         return FixedBatches(self.validation, prepare, self.batch_size, self.seed, self.skips)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far, for a run that goes on; where it stands is the trainer's global step."""
+        return {"seen": self.skips.seen, "skipped": dict(self.skips.skipped), "masked": self.masked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skips.seen, self.masked = state_dict["seen"], state_dict["masked"]
+        self.skips.skipped = Counter(state_dict["skipped"])
+
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """This rank's steps `start` to `stop` in order, built by the workers. Raises DataError."""
         trainer = self.trainer

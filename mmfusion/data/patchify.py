@@ -25,6 +25,9 @@ from mmfusion.data.series import array, base_units, length_s, scaled, step_s, ti
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Modality, Part, SkipSample
 
+LOUD = 1.2  # frames within 26 dB of a clip's loudest are what its spectrum is taken from
+FLOOR = -3.0  # deviations below a clip's spectrum: as low as a frame can be
+
 
 @dataclasses.dataclass(frozen=True)
 class PartPatches:
@@ -161,9 +164,13 @@ class PatchifyAudio:
 
     Power spectra of Hann windows of `window_s` every `hop_s`, zero outside the clip, each centred on its hop;
     triangular mel bands; the natural logarithm with a floor of 1e-6, shifted and scaled to about one: (log + 5) / 5.
-    values [N, frames·patch_bands], frame by frame; a stretch's band groups follow one another, from low to high, then
-    comes the next stretch. coords: time of the patch's middle on the sample's clock, and in `channel` the middle of its
-    bands in kilomel. Sound at another rate is resampled to `rate_hz`.
+
+    The clip's own spectrum, the mean of each band over its loud frames, is taken out (as cepstral mean normalisation
+    does it, Atal 1974, doi:10.1121/1.1914702) and given beside: what a voice or a microphone adds to every frame can
+    then be told from what changes. values [N, (frames + 1)·patch_bands]: frame by frame, over the clip's deviation and
+    not below FLOOR, then the clip's spectrum, halved. A stretch's band groups follow one another, from low to high,
+    then comes the next stretch. coords: time of the patch's middle on the sample's clock, and in `channel` the middle
+    of its bands in kilomel. Sound at another rate is resampled to `rate_hz`.
     """
 
     modality: Literal["audio"] = "audio"
@@ -207,17 +214,26 @@ class PatchifyAudio:
         power = spectrum[:, ::2] + spectrum[:, 1::2]  # real and imaginary parts lie side by side
         return (np.log(np.maximum(power @ self.filters, np.float32(1e-6))) + np.float32(5)) / np.float32(5)
 
+    def normalised(self, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[frames, bands] of `log_mel` without the clip's own spectrum, and that spectrum [bands]."""
+        level = mel.mean(axis=1)
+        loud = mel[level > level.max() - LOUD]
+        spectrum = loud.mean(axis=0)
+        return np.maximum((mel - spectrum) / (loud.std() + np.float32(0.1)), FLOOR), spectrum
+
     def __call__(self, part: Part) -> PartPatches:
         wave, rate = array(part), part.rate_hz
         if rate is None:
             raise TypeError(f"{part.file}: decoded sound has a rate")
         wave = _resampled(wave[: math.ceil(self.max_s * rate)], rate, self.rate_hz)
-        mel = self.log_mel(wave)
+        mel, spectrum = self.normalised(self.log_mel(wave))
         stretches = -(-len(mel) // self.frames)
         groups = self.bands // self.patch_bands
-        padded = np.full((stretches * self.frames, self.bands), -np.log(1e6) / 5 + 1, dtype=np.float32)
-        padded[: len(mel)] = mel
-        values = padded.reshape(stretches, self.frames, groups, self.patch_bands).transpose(0, 2, 1, 3)
+        missing = stretches * self.frames - len(mel)
+        mel = np.pad(mel, ((0, missing), (0, 0)), constant_values=FLOOR).reshape(stretches, self.frames, self.bands)
+        beside = np.broadcast_to(spectrum / 2, (stretches, 1, self.bands))
+        values = np.concatenate([mel, beside], axis=1).reshape(stretches, self.frames + 1, groups, self.patch_bands)
+        values = np.ascontiguousarray(values.transpose(0, 2, 1, 3), dtype=np.float32)
         coords = np.zeros((stretches * groups, 4), dtype=np.float32)
         coords[:, 0] = np.repeat(part.start_s + (np.arange(stretches) + 0.5) * self.patch_s, groups)
         coords[:, 3] = np.tile(self.channel, stretches)
@@ -225,7 +241,7 @@ class PatchifyAudio:
         return PartPatches(values.reshape(len(coords), -1), coords, valid)
 
     def dummy(self) -> PartPatches:
-        return _dummy(np.zeros((1, self.frames * self.patch_bands), dtype=np.float32))
+        return _dummy(np.zeros((1, (self.frames + 1) * self.patch_bands), dtype=np.float32))
 
 
 def _resampled(wave: np.ndarray, rate: float, target: float) -> np.ndarray:

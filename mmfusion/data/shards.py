@@ -175,7 +175,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         tar = tarfile.TarFile(fileobj=file, mode="r")
         end = 0
         while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[assignment]  # else every header is kept
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  (else every header is kept; the stubs hide it)
             if member.isdir():
                 continue
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or getattr(member, "sparse", None):

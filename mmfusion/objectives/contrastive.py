@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Len, MinLen
+from annotated_types import Gt, Len, MinLen
 from torch import Tensor, nn
 
 from mmfusion.objectives.functional import symmetric_contrastive_loss
-from mmfusion.objectives.memory import Memory
 from mmfusion.types import MODALITIES, Batch, Loss, Modality, Outputs
 
 MAX_SCALE = 100.0  # CLIP's: no similarity is multiplied by more
@@ -23,26 +22,19 @@ class Contrastive(nn.Module):
     Parts of one concept are positives of each other, whosever they are; all others are negatives; dummy parts (owner
     -1) are neither. Losses are named `contrastive/<first>-<second>`; the count is the number of anchors that have a
     positive, of both directions. Each pair learns a temperature of its own, from `temperature` on.
-
-    `memory` past embeddings of a pair's second modality join the candidates of the first one's anchors, except those
-    of the anchor's own concept: they are stale. They are read and added in training mode only, so that a validation
-    loss depends on its batch alone. `width` is that of the embedding space.
     """
 
     def __init__(
         self,
         *,
         pairs: Annotated[Sequence[Annotated[Sequence[Modality], Len(2, 2)]], MinLen(1)],
-        width: Annotated[int, Gt(0)],
         temperature: Annotated[float, Gt(0)] = 0.07,
-        memory: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()
         self.pairs: list[tuple[Modality, Modality]] = [(first, second) for first, second in pairs]
         named = {name for pair in self.pairs for name in pair}
         self.modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name in named)
         self.log_scale = nn.Parameter(torch.full((len(self.pairs),), -math.log(temperature)))
-        self.memories = nn.ModuleDict({second: Memory(memory, width) for _, second in self.pairs})
 
     def views(self, batch: Batch) -> Batch:
         return batch
@@ -55,7 +47,6 @@ class Contrastive(nn.Module):
         losses = {}
         for index, (first, second) in enumerate(self.pairs):
             positive = _positive(batch, first, second)
-            extra, extra_candidate = self._recall(batch, first, second)
             total = symmetric_contrastive_loss(
                 outputs.embeddings[first],
                 outputs.embeddings[second],
@@ -63,27 +54,9 @@ class Contrastive(nn.Module):
                 positive=positive,
                 x_valid=_valid(batch, first),
                 y_valid=_valid(batch, second),
-                extra=extra,
-                extra_candidate=extra_candidate,
             )
             losses[f"contrastive/{first}-{second}"] = Loss(total, _anchors(positive))
-        if self.training:
-            self._remember(outputs, batch)
         return losses
-
-    def _recall(self, batch: Batch, first: Modality, second: Modality) -> tuple[Tensor, Tensor]:
-        """extra[X, E] from the memory and where they are candidates [P, X]; X is 0 outside training."""
-        memory = cast("Memory", self.memories[second])
-        stored = memory.size if self.training else 0
-        other = _concept(batch, first)[:, None] != memory.concept[:stored]
-        return memory.embeddings[:stored], other & memory.valid()[:stored]
-
-    def _remember(self, outputs: Outputs, batch: Batch) -> None:
-        for name in self.memories:
-            modality = cast("Modality", name)
-            real = _valid(batch, modality)
-            concept = _concept(batch, modality)
-            cast("Memory", self.memories[name]).add(outputs.embeddings[modality][real], concept[real])
 
 
 def _valid(batch: Batch, modality: Modality) -> Tensor:

@@ -32,19 +32,14 @@ def symmetric_contrastive_loss(
     positive: Tensor,
     x_valid: Tensor,
     y_valid: Tensor,
-    extra: Tensor,
-    extra_candidate: Tensor,
 ) -> Tensor:
     """`multi_positive_info_nce` summed over the anchors of both sides, a scalar.
 
     x[P, E] and y[Q, E] of unit length; scale = 1 / temperature; positive[P, Q]; x_valid[P] and y_valid[Q] say what may
-    stand among the candidates. extra[X, E] are further negatives of x's anchors, where extra_candidate[P, X] (the
-    cross-batch memory of Wang et al. 1912.06798, without its positives).
+    stand among the candidates.
     """
     logits = scale * (x @ y.T)
-    wide = torch.cat([logits, scale * (x @ extra.T)], dim=1)
-    candidate = torch.cat([y_valid.expand(len(x), -1), extra_candidate], dim=1)
-    there = multi_positive_info_nce(wide, F.pad(positive, (0, len(extra))), candidate)
+    there = multi_positive_info_nce(logits, positive, y_valid.expand(len(x), -1))
     back = multi_positive_info_nce(logits.T, positive.T, x_valid.expand(len(y), -1))
     return there.sum() + back.sum()
 

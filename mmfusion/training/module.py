@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -45,7 +44,6 @@ class TrainingModule(pl.LightningModule):
         self._weights = {name: float(weights.get(name, 1.0)) for name in objectives}
         self._seed = seed
         self._validated: dict[str, list[Loss]] = defaultdict(list)
-        self.skipped: dict[str, int] = defaultdict(int)
 
     def configure_model(self) -> None:
         if hasattr(self, "objectives"):  # Lightning calls this once for fit and again for validate
@@ -90,8 +88,6 @@ class TrainingModule(pl.LightningModule):
             raise DataError(
                 f"the loss of step {self.global_step} is {total.item()}; nothing was updated. Samples: {keys}"
             )
-        for reason, n in batch.skipped.items():
-            self.skipped[reason] += n
         for parts in losses.values():
             for label, part in parts.items():
                 self.log(f"train/{label}", part.sum.detach() / max(1, part.count), batch_size=len(batch.keys))
@@ -120,12 +116,6 @@ class TrainingModule(pl.LightningModule):
             total += self._weights[name] * value / max(1, counted[name])
         self.log("val/loss", total, prog_bar=True)
         self._validated.clear()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skipped"] = dict(self.skipped)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped.update(checkpoint["skipped"])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from tiny_media import npy, tone, wrist
 
 from mmfusion.data.decode import decode_part
-from mmfusion.data.patchify import PartPatches, PatchifyAudio, PatchifyImage, PatchifySensor, PatchifyText, mel_filters
+from mmfusion.data.patchify import (
+    FLOOR,
+    LOUD,
+    PartPatches,
+    PatchifyAudio,
+    PatchifyImage,
+    PatchifySensor,
+    PatchifyText,
+    mel_filters,
+)
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.types import Part, SkipSample
 
@@ -140,14 +149,34 @@ def test_patches_of_sound_are_stretches_of_time_by_groups_of_bands() -> None:
     cut = PatchifyAudio(bands=64, patch_bands=16, patch_s=0.08)
     wave = tone(500, 0.2)
     made = cut(audio(wave, start_s=3.0))
-    assert made.values.shape == (3 * 4, 8 * 16)
-    mel = cut.log_mel(wave)
-    np.testing.assert_array_equal(made.values[5].reshape(8, 16), mel[8:16, 16:32])  # second stretch, second group
+    assert made.values.shape == (3 * 4, (8 + 1) * 16)
+    mel, spectrum = cut.normalised(cut.log_mel(wave))
+    second = made.values[5].reshape(9, 16)  # second stretch, second group
+    np.testing.assert_array_equal(second[:8], mel[8:16, 16:32])
+    np.testing.assert_array_equal(second[8], spectrum[16:32] / 2)
     np.testing.assert_allclose(made.coords[:, 0], np.repeat([3.04, 3.12, 3.20], 4), atol=1e-6)
     _, centres = mel_filters(64, 512, 16_000)
     np.testing.assert_allclose(made.coords[:4, 3], centres.reshape(4, 16).mean(1) / 1000, rtol=1e-6)
-    silent = made.values[8:].reshape(4, 8, 16)[:, 4:]  # 20 frames are two and a half stretches
-    np.testing.assert_allclose(silent, (math.log(1e-6) + 5) / 5, rtol=1e-6)
+    silent = made.values[8:].reshape(4, 9, 16)[:, 4:8]  # 20 frames are two and a half stretches
+    np.testing.assert_array_equal(silent, FLOOR)
+
+
+def test_what_every_frame_has_is_taken_out_and_given_beside() -> None:
+    """Another microphone multiplies each frequency by one number: the frames stay, their clip's spectrum moves."""
+    cut = PatchifyAudio(bands=32, patch_bands=32)
+    rng = np.random.default_rng(0)
+    mel = rng.normal(0, 1, (40, 32)).astype(np.float32)
+    colour = rng.normal(0, 0.5, 32).astype(np.float32)
+    frames, spectrum = cut.normalised(mel)
+    level = mel.mean(axis=1)
+    loud = mel[level > level.max() - LOUD]
+    np.testing.assert_allclose(spectrum, loud.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(frames, np.maximum((mel - spectrum) / (loud.std() + 0.1), FLOOR), rtol=1e-5)
+    again, moved = cut.normalised(mel + 2.0)
+    np.testing.assert_allclose(again, frames, atol=1e-5)
+    np.testing.assert_allclose(moved, spectrum + 2.0, atol=1e-5)
+    coloured, _ = cut.normalised(mel + colour - colour.mean())
+    assert np.corrcoef(coloured.ravel(), frames.ravel())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("wave", [np.zeros(16_000), np.zeros(1), tone(440, 0.01), tone(440, 60.0)])
@@ -278,7 +307,7 @@ def test_text_is_its_first_pieces(tokenizer: SentencePieceTokenizer) -> None:
 def test_dummies_are_one_valid_patch_of_zeros(tokenizer: SentencePieceTokenizer) -> None:
     cuts = {
         PatchifyImage(): (4, 192),
-        PatchifyAudio(patch_bands=16): (1, 128),
+        PatchifyAudio(patch_bands=16): (1, 144),
         PatchifySensor(points=8): (1, 1, 8, 2),
         PatchifyText(tokenizer): (1,),
     }

@@ -34,7 +34,7 @@ def png(colour: tuple[int, int, int, int], size: tuple[int, int] = (64, 64)) -> 
 
 def tar(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as archive:  # type: ignore[call-overload]  # the mode is a literal above
+    with tarfile.open(fileobj=out, mode=mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]  (mode is a literal above)
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

@@ -22,7 +22,7 @@ SENSES: tuple[Modality, ...] = ("image", "audio", "sensor")
 
 def objectives() -> list[nn.Module]:
     return [
-        Contrastive(pairs=[[name, "text"] for name in SENSES], width=SPACE, memory=4),
+        Contrastive(pairs=[[name, "text"] for name in SENSES]),
         Captioning(),
     ]
 

@@ -70,7 +70,7 @@ def images(grids: Sequence[tuple[int, int]], owner: Sequence[int]) -> Patches:
 
 def clips(times: Sequence[int], owner: Sequence[int]) -> Patches:
     coords = [torch.tensor([(0.08 * t, 0, 0, b) for t in range(n) for b in range(2)]) for n in times]
-    return stack([torch.randn(len(c), FRAMES * BANDS) for c in coords], coords, owner)
+    return stack([torch.randn(len(c), (FRAMES + 1) * BANDS) for c in coords], coords, owner)
 
 
 def series(times: Sequence[int], owner: Sequence[int], channels: int = 3) -> Patches:

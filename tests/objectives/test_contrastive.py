@@ -1,4 +1,4 @@
-"""The contrastive objective: who is whose positive, what is counted, what the memory does."""
+"""The contrastive objective: who is whose positive, what is counted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 from mmfusion.objectives.contrastive import MAX_SCALE, Contrastive
 from mmfusion.objectives.functional import multi_positive_info_nce
-from mmfusion.types import Outputs
 
 
-def contrastive(memory: int = 0, temperature: float = 0.1) -> Contrastive:
-    return Contrastive(pairs=[["image", "text"]], width=SPACE, temperature=temperature, memory=memory)
+def contrastive(temperature: float = 0.1) -> Contrastive:
+    return Contrastive(pairs=[["image", "text"]], temperature=temperature)
 
 
 def only(losses: dict) -> tuple[torch.Tensor, int]:
@@ -76,7 +75,7 @@ def test_dummy_parts_are_neither_positives_nor_negatives():
 @pytest.mark.parametrize("owners", [([-1], [0, 1]), ([0, 1], [-1]), ([-1], [-1]), ([0], [1])])
 def test_nothing_to_compare_is_zero_with_zero_gradients(owners: tuple[list[int], list[int]]):
     made = batch({"image": owners[0], "text": owners[1]}, concept=[5, 6])
-    objective, given = contrastive(memory=3), outputs(made)
+    objective, given = contrastive(), outputs(made)
     total, count = only(objective(given, made))
     total.backward()
     assert (total.item(), count, objective.count(made)) == (0, 0, 0)
@@ -87,22 +86,22 @@ def test_nothing_to_compare_is_zero_with_zero_gradients(owners: tuple[list[int],
 
 def test_a_batch_of_holes():
     made = batch({"image": [-1], "text": [-1]}, concept=[])
-    total, count = only(contrastive(memory=2)(outputs(made), made))
+    total, count = only(contrastive()(outputs(made), made))
     assert (total.item(), count) == (0, 0)
 
 
 def test_it_is_symmetric():
     made = batch({"image": [0, 1, 1], "text": [0, 1]}, concept=[5, 6])
     given = outputs(made)
-    forth = Contrastive(pairs=[["image", "text"]], width=SPACE)(given, made)["contrastive/image-text"]
-    back = Contrastive(pairs=[["text", "image"]], width=SPACE)(given, made)["contrastive/text-image"]
+    forth = Contrastive(pairs=[["image", "text"]])(given, made)["contrastive/image-text"]
+    back = Contrastive(pairs=[["text", "image"]])(given, made)["contrastive/text-image"]
     torch.testing.assert_close(forth.sum, back.sum)
     assert forth.count == back.count == 5
 
 
 def test_several_pairs_are_named_and_counted_apart():
     made = batch({"image": [0, 1], "audio": [2], "text": [0, 1, 2]}, concept=[5, 6, 7])
-    objective = Contrastive(pairs=[["image", "text"], ["audio", "text"]], width=SPACE)
+    objective = Contrastive(pairs=[["image", "text"], ["audio", "text"]])
     losses = objective(outputs(made), made)
     assert {name: loss.count for name, loss in losses.items()} == {
         "contrastive/image-text": 4,
@@ -121,67 +120,3 @@ def test_the_scale_is_bounded():
     given = outputs(made)
     steep, bound = contrastive(temperature=1e-6), contrastive(temperature=1 / MAX_SCALE)
     torch.testing.assert_close(only(steep(given, made))[0], only(bound(given, made))[0])
-
-
-# --------------------------------------------------------------------------------------------------------------- memory
-
-
-def steps() -> list[tuple[Outputs, object]]:
-    made = [batch({"image": [0, 1], "text": [0, 1, -1]}, concept=[c, c + 1]) for c in (10, 20, 10)]
-    return [(outputs(b, seed), b) for seed, b in enumerate(made)]
-
-
-def test_past_texts_are_further_negatives_but_for_their_own_concept():
-    objective = contrastive(memory=8)
-    (first, a), (second, b), (third, c) = steps()
-    bare = contrastive()
-    torch.testing.assert_close(only(objective(first, a))[0], only(bare(first, a))[0])  # nothing is stored yet
-    objective(second, b)
-    x, y = third.embeddings["image"], third.embeddings["text"][:2]
-    past = torch.cat([first.embeddings["text"][:2], second.embeddings["text"][:2]])
-    logits = 10 * x @ torch.cat([y, past]).T
-    # Columns: texts of concepts 10, 11, then the past: 10, 11, 20, 21. An anchor's own concept is left out of it.
-    candidate = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 1, 0, 1, 1]]).bool()
-    positive = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
-    there = multi_positive_info_nce(logits, positive, candidate).sum()
-    back = F.cross_entropy(10 * y @ x.T, torch.arange(2), reduction="sum")
-    total, count = only(objective(third, c))
-    torch.testing.assert_close(total, there + back)
-    assert count == 4
-
-
-def test_the_memory_is_used_and_filled_in_training_only():
-    objective = contrastive(memory=8)
-    (first, a), (second, b), _ = steps()
-    objective(first, a)
-    objective.eval()
-    before = {name: value.clone() for name, value in objective.state_dict().items()}
-    torch.testing.assert_close(only(objective(second, b))[0], only(contrastive()(second, b))[0])
-    assert all(torch.equal(before[name], value) for name, value in objective.state_dict().items())
-
-
-def test_a_state_dict_resumes_exactly():
-    made = steps()
-    whole, stopped, resumed = contrastive(memory=3), contrastive(memory=3), contrastive(memory=3)
-    for given, b in made[:2]:
-        whole(given, b)
-        stopped(given, b)
-    resumed.load_state_dict(stopped.state_dict())
-    given, b = made[2]
-    assert torch.equal(only(resumed(given, b))[0], only(whole(given, b))[0])
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
-
-
-def test_losses_of_two_micro_batches_can_be_propagated_together():
-    objective = contrastive(memory=3)
-    total = torch.stack([only(objective(given, b))[0] for given, b in steps()]).sum()
-    total.backward()
-    assert objective.log_scale.grad is not None
-
-
-def test_two_pairs_with_one_side_in_common_store_it_once():
-    made = batch({"image": [0], "audio": [1], "text": [0, 1]}, concept=[5, 6])
-    objective = Contrastive(pairs=[["image", "text"], ["audio", "text"]], width=SPACE, memory=8)
-    objective(outputs(made), made)
-    assert objective.state_dict()["memories.text.seen"] == 2

@@ -13,8 +13,9 @@ from mmfusion.types import Modality, Patches, Tokens
 
 
 class AudioEncoder(nn.Module):
-    """A patch is `frames` x `bands` of the spectrogram; its time (s) and its band stand in `coords`, so that clips of
-    any length, and patches of one or several band groups, are read alike (after AST, Gong et al. 2104.01778).
+    """A patch is `frames` x `bands` of the spectrogram and the clip's mean as one frame more; its time (s) and its band
+    stand in `coords`, so that clips of any length, and patches of one or several band groups, are read alike (after
+    AST, Gong et al. 2104.01778).
     """
 
     modality: Modality = "audio"
@@ -32,7 +33,7 @@ class AudioEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.merge = width, merge
-        self.embed = nn.Linear(frames * bands, width)
+        self.embed = nn.Linear((frames + 1) * bands, width)
         self.place = CoordinateEncoding(width, {0: (0.1, 60.0), 3: (0.5, 32.0)})
         self.transformer = Transformer(
             width=width,
@@ -47,7 +48,7 @@ class AudioEncoder(nn.Module):
         self.merging = Merge(width, merge)
 
     def forward(self, patches: Patches) -> Tokens:
-        """values[P, N, frames·bands] -> x[P, ⌈N / merge⌉, D]."""
+        """values[P, N, (frames + 1)·bands] -> x[P, ⌈N / merge⌉, D]."""
         x = self.embed(patches.values) + self.place(patches.coords)
         x = self.transformer(x, one_part_a_row(patches.valid))
         x, coords, valid = self.merging(x, patches.coords, patches.valid)
