@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -180,3 +181,12 @@ def test_a_tree_of_ones_own_is_searched_beside_ours(tmp_path: Path) -> None:
     cfg = config.compose(["experiment=mine", f"paths.run={tmp_path}"], tmp_path)
     assert (cfg.name, cfg.steps) == ("mine", 7)
     config.check(config.plain(cfg), train)
+
+
+@pytest.mark.slow  # 20 s: a hundred steps
+def test_eight_samples_are_learnt_by_heart(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "debug=overfit", "evaluation=none", "data.workers=0", f"paths.run={run}"]) == 0
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert losses[-1] < 0.01 < 1 < losses[0]
