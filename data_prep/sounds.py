@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zlib
 
 import numpy as np
 import soundfile
 from scipy.signal import resample_poly
+
+from mmfusion.data.media import ogg_crc
 
 RATE_HZ = 16_000
 COMPRESSION = 0.95  # of libsndfile's 0..1: about 25 kbit/s for speech
@@ -54,18 +55,6 @@ def pin_serial(content: bytes, serial: int) -> bytes:
         end = start + 27 + segments + sum(pages[start + 27 : start + 27 + segments])
         struct.pack_into("<I", pages, start + 14, serial)
         struct.pack_into("<I", pages, start + 22, 0)
-        struct.pack_into("<I", pages, start + 22, ogg_crc(pages[start:end]))
+        struct.pack_into("<I", pages, start + 22, ogg_crc(bytes(pages[start:end])))
         start = end
     return bytes(pages)
-
-
-REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def ogg_crc(page: bytes | bytearray) -> int:
-    """Ogg's checksum: CRC-32 of polynomial 0x04C11DB7, bits from the high end, start and end value 0.
-
-    zlib's is the same polynomial from the low end, start and end value all ones: bits are turned around on both sides.
-    """
-    value = zlib.crc32(bytes(page).translate(REVERSED_BITS), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
-    return int(f"{value:032b}"[::-1], 2)

@@ -1,4 +1,4 @@
-"""mmfusion: multimodal models of pictures, sound, sensor series, video and text, from one configuration tree.
+"""mmfusion: multimodal models of pictures, sound, sensor series and text, from one configuration tree.
 
 `import mmfusion` is cheap; the verbs below import what they need when they are called.
 """

@@ -69,7 +69,7 @@ class Model:
         return self.network.modalities
 
     @property
-    def parameters(self) -> dict[str, int]:
+    def parameter_counts(self) -> dict[str, int]:
         """Weights of each part of the model."""
         parts = {"decoder": self.network.decoder, "fusion": self.network.fusion, **dict(self.network.encoders.items())}
         parts["heads"] = self.network.heads
@@ -149,23 +149,12 @@ class Model:
             raise InputError(f"this model embeds {', '.join(self.network.heads)}, not {modality}")
         rows = []
         for chunk in _chunks(parts):
-            stream = self._batch([Sample(key=str(i), parts=(part,)) for i, part in enumerate(chunk)]).streams[modality]
+            samples = [Sample(key=str(i), parts=(part,)) for i, part in enumerate(chunk)]
+            stream = self._batch(samples, documents="none").streams[modality]
             with torch.inference_mode():
                 embedded = self.network.embed({modality: stream})[modality]
             rows.append(embedded[stream.owner.argsort()].float().numpy())
         return np.concatenate(rows)
-
-    def embed_samples(self, samples: Sequence[Sample]) -> list[dict[Modality, np.ndarray]]:
-        """For each sample, as read or decoded, its parts' embeddings [parts, E] by modality, those that it embeds."""
-        decoded = [[self._decoded(part, sample.key) for part in sample.parts] for sample in samples]
-        made: list[dict[Modality, np.ndarray]] = [{} for _ in samples]
-        for modality in self.network.heads:
-            owners = [i for i, parts in enumerate(decoded) for part in parts if part.type == modality]
-            if owners:
-                rows = self.embed_parts([part for parts in decoded for part in parts if part.type == modality])
-                for i in dict.fromkeys(owners):
-                    made[i][cast("Modality", modality)] = rows[[owner == i for owner in owners]]
-        return made
 
     def generate_parts(self, prompts: Sequence[Sequence[Part]], language: str, max_new: int) -> list[str]:
         """What the decoder says, greedily, in `language` about each prompt's decoded parts."""
@@ -182,9 +171,9 @@ class Model:
             said += [tokenizer.decode(ids).strip() for ids in pieces]
         return said
 
-    def _batch(self, samples: Sequence[Sample], prompt: str | None = None) -> Batch:
+    def _batch(self, samples: Sequence[Sample], **how: Any) -> Batch:
         try:
-            return self.pipeline.batch(samples, prompt=prompt)
+            return self.pipeline.batch(samples, **how)
         except SkipSample as error:
             raise InputError(str(error)) from error
 

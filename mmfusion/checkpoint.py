@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mmfusion import __version__
 from mmfusion.config import ConfigError, build, targets
+from mmfusion.data.shards import MANIFEST
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
@@ -112,10 +113,9 @@ def lineage(
     data: Path,
     commit: str | None,
     parents: Sequence[Path] = (),
-    packages: Sequence[str] = ("torch",),
 ) -> dict[str, Any]:
     """What a checkpoint came from: `data` is the folder of the shards' manifest, `parents` are checkpoint folders."""
-    manifest = json.loads((data / "manifest.json").read_bytes())
+    manifest = json.loads((data / MANIFEST).read_bytes())
     shards = sorted((shard["file"], shard["sha256"]) for shard in manifest["shards"])
     return {
         "step": step,
@@ -124,7 +124,7 @@ def lineage(
         "commit": commit,
         "data": {"fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "shards": len(shards)},
         "parents": [{"name": str(parent), "sha256": _sha256(parent / WEIGHTS)} for parent in parents],
-        "versions": {"mmfusion": __version__, **{name: importlib.metadata.version(name) for name in packages}},
+        "versions": {"mmfusion": __version__, "torch": importlib.metadata.version("torch")},
     }
 
 

@@ -139,7 +139,8 @@ class Channels(_Movable):
 class Patches(_Movable):
     """Parts of one modality cut into pieces, padded to the longest part.
 
-    values[P, N, *]: image [P, N, 3·p·p] float; audio [P, N, frames·bands]; sensor [P, N, C, S, 2] (value, observed);
+    values[P, N, *]: image [P, N, cells·(3 + orientations)] float; audio
+    [P, N, (frames + 1)·bands]; sensor [P, N, C, S, 2] (value, observed);
     text [P, N] int64 piece ids. coords[P, N, 4] float32: time_s, row, column, channel; physical where the modality has
     it, grid cells in a picture, the position (in `column`) in a text. valid[P, N]. owner[P] int64: the sample of the
     batch, -1 for the dummy part that stands in where a modality is absent.

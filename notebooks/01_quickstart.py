@@ -16,7 +16,7 @@ from mmfusion.data.shards import ShardSet
 
 run = Path(os.environ.get("MMFUSION_RUN") or max(Path("runs/quickstart").iterdir()))
 model = mmfusion.load(run)
-print(run, "reads", ", ".join(model.modalities), "with", f"{sum(model.parameters.values()):,}", "parameters")
+print(run, "reads", ", ".join(model.modalities), "with", f"{sum(model.parameter_counts.values()):,}", "parameters")
 
 # %% [markdown]
 # ## Names for a picture

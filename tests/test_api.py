@@ -114,7 +114,7 @@ def test_load_keeps_the_weights_and_names_no_path(folder: Path, model: Model) ->
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert model.modalities == ("image", "audio", "sensor", "text")
     assert model.lineage["step"] == 3
-    assert sum(model.parameters.values()) == sum(weight.numel() for weight in model.network.parameters())
+    assert sum(model.parameter_counts.values()) == sum(weight.numel() for weight in model.network.parameters())
     assert str(TOKENIZER) not in (folder / "checkpoint" / "config.yaml").read_text()
 
 
@@ -184,19 +184,6 @@ def test_series_of_any_channels(model: Model) -> None:
     assert model.embed(sensor=values * 9.80665, **in_si) == pytest.approx(rows, abs=1e-4)
     values[50:60, 1] = np.nan
     assert np.isfinite(model.embed(sensor=values, **WATCH)).all()
-
-
-def test_samples_with_any_parts(model: Model) -> None:
-    image, text = Part(type="image", file="png", data=png(picture())), Part(type="text", text="a cat", lang="en")
-    clip = Part(type="audio", file="wav", data=wav(np.zeros(4000, np.float32)))
-    other = Part(type="text", text="un chat", lang="fr")
-    made = model.embed_samples(
-        [Sample(key="a", parts=(image, text, clip, other)), Sample(key="b"), Sample(key="c", parts=(text,))]
-    )
-    assert {m: rows.shape for m, rows in made[0].items()} == {"image": (1, 12), "audio": (1, 12), "text": (2, 12)}
-    assert made[1] == {}
-    assert made[0]["text"] == pytest.approx(model.embed(text=["a cat", "un chat"]), abs=1e-5)
-    assert made[2]["text"] == pytest.approx(model.embed(text="a cat"), abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------ generate

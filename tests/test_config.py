@@ -45,7 +45,7 @@ def drive(
 
 
 def node(target: object = Wheel, **values: object) -> dict[str, object]:
-    name = target if isinstance(target, str) else f"{__name__}.{target.__qualname__}"  # pyright: ignore[reportAttributeAccessIssue]
+    name = target if isinstance(target, str) else f"{__name__}.{target.__qualname__}"  # pyright: ignore[reportAttributeAccessIssue]  (a class or a function)
     return {"_target_": name, **values}
 
 

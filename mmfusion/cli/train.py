@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +45,12 @@ from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training.module import TrainingModule
 from mmfusion.types import DataError
 
-# What may change when a run goes on: nothing that a result depends on.
-RUN_ONLY = ("trainer", "callbacks", "logger", "paths", "data.workers")
+# What may change when a run goes on: nothing that decides which samples are met or what is done with them. (The number
+# of workers decides that of threads, which may sum in another order: the same batches, not always the same bits.)
+RUN_ONLY = (
+    *(f"trainer.{name}" for name in ("log_every_n_steps", "enable_progress_bar", "profiler")),
+    *("callbacks", "logger", "paths", "data.workers", "data.cache_mb"),
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def train(
         if fitter.state.status == TrainerStatus.INTERRUPTED:
             raise Stopped(130) from error
         raise
-    torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
@@ -151,7 +155,9 @@ def _finish(
     for name, reason in done.left_out.items():
         print(f"task {name} left out: {reason}", flush=True)
     runs.write(run / "metrics.json", json.dumps(done.metrics, indent=1, ensure_ascii=False))
-    skipped = data.skips.skipped + Counter(done.skipped)
+    counts = {f"skipped in training, {reason}": str(n) for reason, n in data.skips.skipped.items()}
+    if data.masked:
+        counts["values of series not measured, masked"] = str(data.masked)
     report.write(
         run / "report.html",
         title=str(tree["name"]),
@@ -159,7 +165,7 @@ def _finish(
         history=run / "metrics.csv",
         evaluation=done,
         examples=report.collect(model, done),
-        counts={f"skipped, {reason}": str(n) for reason, n in skipped.items()} or {"samples skipped": "none"},
+        counts=counts or {"samples skipped in training": "none"},
     )
     card = report.card(str(tree["name"]), read_manifest(data.root), done.metrics, model)
     checkpoint.write_card(run / "checkpoint", card)
@@ -249,28 +255,31 @@ def _run_one(cfg: DictConfig) -> int:
         print(f"run folder  {folder}", flush=True)
         train(tree, **config.build_arguments(tree, train))
     except Stopped as stopped:
-        print(f"stopped; go on with: mmfusion train resume={folder}", file=sys.stderr)
+        print(f"stopped{_way_on(folder, resuming) or ' before the first step'}", file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
-        print(f"stopped; go on with: mmfusion train resume={folder}", file=sys.stderr)
+        print(f"stopped{_way_on(folder, resuming) or ' before the first step'}", file=sys.stderr)
         return 130
     except Exception as error:
-        return _failed(error, folder, resuming)
+        _tell(error, _way_on(folder, resuming))
+        return 1
     return 0
 
 
-def _failed(error: Exception, folder: Path, resuming: bool) -> int:
+def _way_on(folder: Path, resuming: bool) -> str:
+    """How a run that ended early can go on; the folder of one that saved no resume point is removed."""
+    if resuming or runs.resume_points(folder):
+        return f"; go on with: mmfusion train resume={folder}"
+    runs.discard(folder)
+    return ""
+
+
+def _tell(error: Exception, way_on: str) -> None:
     """One line for what can be told in one; a traceback before it for what is our fault."""
     cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
     if not isinstance(cause, (DataError, runs.RunError, checkpoint.CheckpointError, ConfigError, OSError, ValueError)):
         traceback.print_exception(error)
-    if not resuming and not runs.resume_points(folder):
-        runs.discard(folder)
-        kept = ""
-    else:
-        kept = f"; go on with: mmfusion train resume={folder}"
-    print(f"mmfusion: {' '.join(str(cause).split()) or type(cause).__name__}{kept}", file=sys.stderr)
-    return 1
+    print(f"mmfusion: {' '.join(str(cause).split()) or type(cause).__name__}{way_on}", file=sys.stderr)
 
 
 def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:

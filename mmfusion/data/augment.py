@@ -1,7 +1,6 @@
 """Arrays to arrays: what may change in an example without changing what it is. All randomness comes from a seed.
 
-The default ranges of pictures are wide: a small model that sees one vendor's drawings has to recognise another's, and
-was short of invariance, not of time.
+The default ranges are gentle: in a few minutes of training a small model is short of steps, not of invariance.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ class AugmentImage:
     def __init__(
         self,
         *,
-        rotate_deg: Annotated[float, Ge(0), Le(180)] = 15.0,
-        zoom: Annotated[float, Ge(0), Lt(1)] = 0.25,
-        stretch: Annotated[float, Ge(0), Lt(1)] = 0.15,
-        shear_deg: Annotated[float, Ge(0), Lt(60)] = 10.0,
-        shift: Annotated[float, Ge(0), Le(1)] = 0.1,
+        rotate_deg: Annotated[float, Ge(0), Le(180)] = 8.0,
+        zoom: Annotated[float, Ge(0), Lt(1)] = 0.1,
+        stretch: Annotated[float, Ge(0), Lt(1)] = 0.08,
+        shear_deg: Annotated[float, Ge(0), Lt(60)] = 4.0,
+        shift: Annotated[float, Ge(0), Le(1)] = 0.04,
         flip: Annotated[float, Ge(0), Le(1)] = 0.0,
-        brightness: Annotated[float, Ge(0), Lt(1)] = 0.3,
-        contrast: Annotated[float, Ge(0), Lt(1)] = 0.3,
-        saturation: Annotated[float, Ge(0), Le(1)] = 0.5,
-        mix: Annotated[float, Ge(0), Lt(1)] = 0.15,
+        brightness: Annotated[float, Ge(0), Lt(1)] = 0.15,
+        contrast: Annotated[float, Ge(0), Lt(1)] = 0.2,
+        saturation: Annotated[float, Ge(0), Le(1)] = 0.3,
+        mix: Annotated[float, Ge(0), Lt(1)] = 0.2,
         blur_px: Annotated[float, Ge(0)] = 1.0,
     ) -> None:
         self.rotate, self.shear = math.radians(rotate_deg), math.radians(shear_deg)

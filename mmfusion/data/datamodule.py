@@ -140,6 +140,8 @@ class StepLoader:
     def __init__(self, data: DataModule) -> None:
         if data.trainer is None or data.trainer.max_steps < 1:
             raise DataError("training is measured in steps: give the trainer max_steps")
+        if data.trainer.world_size > 1:
+            raise DataError("counts are not summed over ranks yet: train with trainer.devices=1 on one node")
         self.data, self.trainer = data, data.trainer
 
     def __len__(self) -> int:

@@ -160,7 +160,7 @@ def mel_filters(bands: int, fft: int, rate_hz: float, low_hz: float = 60.0) -> t
 
 
 class PatchifyAudio:
-    """Log-mel patches of `patch_s` by `patch_bands` bands, at most `max_s` of sound.
+    """Log-mel patches of `frames` by `patch_bands` bands, at most `max_s` of sound.
 
     Power spectra of Hann windows of `window_s` every `hop_s`, zero outside the clip, each centred on its hop;
     triangular mel bands; the natural logarithm with a floor of 1e-6, shifted and scaled to about one: (log + 5) / 5.
@@ -182,18 +182,16 @@ class PatchifyAudio:
         window_s: Annotated[float, Gt(0)] = 0.025,
         hop_s: Annotated[float, Gt(0)] = 0.010,
         bands: Annotated[int, Gt(0)] = 64,
-        patch_s: Annotated[float, Gt(0)] = 0.08,
+        frames: Annotated[int, Gt(0)] = 8,
         patch_bands: Annotated[int, Gt(0)] = 64,
         merge: Annotated[int, Gt(0)] = 1,
         max_s: Annotated[float, Gt(0)] = 2.8,
     ) -> None:
-        self.frames = round(patch_s / hop_s)
-        if self.frames < 1 or abs(self.frames * hop_s - patch_s) > 1e-9:
-            raise ValueError(f"patch_s={patch_s} is no multiple of hop_s={hop_s}")
         if bands % patch_bands:
             raise ValueError(f"bands={bands} is no multiple of patch_bands={patch_bands}")
         self.rate_hz, self.hop, self.max_s, self.merge = rate_hz, round(hop_s * rate_hz), max_s, merge
-        self.patch_s, self.bands, self.patch_bands = patch_s, bands, patch_bands
+        self.frames, self.bands, self.patch_bands = frames, bands, patch_bands
+        self.patch_s = frames * hop_s
         self.window = np.hanning(round(window_s * rate_hz) + 1)[:-1].astype(np.float32)  # the periodic form
         self.fft = 1 << (len(self.window) - 1).bit_length()
         filters, centres = mel_filters(bands, self.fft, rate_hz)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import random
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -16,13 +16,12 @@ from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
 
+Documents = Literal["drawn", "all", "none"]
+
 
 def concept_of(sample: Sample, position: int) -> int:
-    """63 bits, equal for samples that show the same thing; without a label that says so, the position."""
-    for label in ("concept", "kind", "activity"):
-        if label in sample.labels:
-            return _concept(sample.labels[label])
-    return position
+    """63 bits, equal for samples that show the same thing; without the label `concept`, the position."""
+    return _concept(sample.labels["concept"]) if "concept" in sample.labels else position
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -75,12 +74,12 @@ class Pipeline:
         return sample if len(parts) == len(sample.parts) else dataclasses.replace(sample, parts=parts)
 
     def prepare(
-        self, sample: Sample, seed: int, position: int, *, everything: bool = False, prompt: str | None = None
+        self, sample: Sample, seed: int, position: int, *, documents: Documents = "drawn", prompt: str | None = None
     ) -> Prepared:
         """A decoded sample ready for a batch. Raises SkipSample if a part cannot be cut or a document fits no row.
 
-        Its document is drawn from `seed`; `everything` takes all parts instead; with `prompt` (a language, `fr`) the
-        document is the open prompt about all parts, and no answer.
+        Its document is drawn from `seed`, or is about all parts, or there is none; with `prompt` (a language, `fr`) it
+        is the open prompt about all parts, and no answer.
         """
         media = [part for part in sample.parts if part.type in self.media]
         parts: list[tuple[Modality, PartPatches]] = [(part.type, self.media[part.type](part)) for part in media]
@@ -90,14 +89,17 @@ class Pipeline:
             parts.append(("text", self.text.of_ids(ids[: self.text.max_pieces])))
         if prompt is not None:
             everyone = tuple(range(len(media)))
-            documents = (Document(everyone, self._prompt(prompt), None),)
+            made = (Document(everyone, self._prompt(prompt), None),)
+        elif documents == "none":
+            made = ()
         else:
-            documents = self._documents(media, text, ids, None if everything else random.Random(f"document {seed}"))
-        for document in documents:
+            drawn = random.Random(f"document {seed}") if documents == "drawn" else None
+            made = self._documents(media, text, ids, drawn)
+        for document in made:
             length = document_length(document, parts, self._merge)
             if length > self.row_length:
                 raise SkipSample("document longer than a row", f"key {sample.key!r}: {length} pieces")
-        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), documents)
+        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made)
 
     def _documents(
         self, media: Sequence[Part], text: Part | None, ids: Sequence[int], rng: random.Random | None
@@ -127,13 +129,13 @@ class Pipeline:
             self._languages[language] = tuple(self.tokenizer.encode(language))
         return self._languages[language]
 
-    def batch(self, samples: Sequence[Sample], *, prompt: str | None = None) -> Batch:
-        """Decoded samples as they are, without chance: documents about all their parts, or open prompts for `generate`.
+    def batch(self, samples: Sequence[Sample], *, documents: Documents = "all", prompt: str | None = None) -> Batch:
+        """Decoded samples as they are: documents about all their parts or none, or open prompts for `generate`.
 
         Raises SkipSample at the first sample that cannot be used.
         """
         prepared = [
-            self.prepare(self.readable(sample), i, i, everything=True, prompt=prompt)
+            self.prepare(self.readable(sample), i, i, documents=documents, prompt=prompt)
             for i, sample in enumerate(samples)
         ]
         return self.collate(prepared)

@@ -6,9 +6,7 @@ text has pieces) and without any normalisation, dummy prefix or whitespace remov
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -26,10 +24,9 @@ _PROBE = "  a  b\n\t<|end|> é 猫 <|reserved_63|>"
 
 
 class Tokenizer(Protocol):
-    """What the pipeline asks of a tokenizer. `fingerprint` changes whenever any text could be cut differently."""
+    """What the pipeline asks of a tokenizer."""
 
     size: int
-    fingerprint: str
     pad: int
     begin: int
     end: int
@@ -51,10 +48,6 @@ class Tokenizer(Protocol):
         """The ids of the reserved pieces, in the order of RESERVED."""
         ...
 
-    def save(self, folder: Path) -> Path:
-        """Writes the tokenizer into a checkpoint folder and returns the file."""
-        ...
-
 
 class SentencePieceTokenizer:
     """A SentencePiece model that holds RESERVED; refuses one that would not give back what it was given."""
@@ -70,7 +63,6 @@ class SentencePieceTokenizer:
                 f"{path}: no SentencePiece model can be read here ({error}); give a trained .model"
             ) from None
         self.size = self._pieces.GetPieceSize()
-        self.fingerprint = hashlib.sha256(proto).hexdigest()
         ids = cast("list[int]", self._pieces.PieceToId(list(RESERVED)))
         unknown = self._pieces.unk_id()
         missing = [piece for piece, i in zip(RESERVED, ids, strict=True) if i == unknown]
@@ -108,8 +100,3 @@ class SentencePieceTokenizer:
 
     def reserved(self) -> tuple[int, ...]:
         return self._reserved
-
-    def save(self, folder: Path) -> Path:
-        target = folder / "tokenizer.model"
-        shutil.copyfile(self.path, target)
-        return target

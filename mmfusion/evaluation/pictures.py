@@ -239,7 +239,7 @@ def captions(
             continue
         asked = everything.only(rows)
         said = bench.model.generate_parts([[picture] for picture in asked.pictures], language, max_new)
-        near = {name: [train.own[i[0]] for i in rows] for name, rows in neighbours(bench, asked, train, 1).items()}
+        near = {name: [train.own[i[0]] for i in found] for name, found in neighbours(bench, asked, train, 1).items()}
         shuffled = [*asked.own[1:], asked.own[0]]
         for metric, score in {"exact": exact, "chrF": chrf}.items():
             beside = {name: score(answers, asked.names) for name, answers in near.items()}

@@ -27,7 +27,7 @@ class _Labelled:
     label: str
 
 
-def zero_shot(
+def class_by_name(
     bench: Bench,
     *,
     source: str,
@@ -37,7 +37,7 @@ def zero_shot(
     window_s: Annotated[float, Gt(0)] = 8.0,
     language: str = "en",
 ) -> Result:
-    """Which of the class names a clip or series is nearest to; no classifier is trained for it.
+    """Which of the class names a clip or series is nearest to, in the shared space alone.
 
     `label` and `cluster` name labels of the samples (without `cluster` each sample is its own). A class is called what
     the training samples' text calls it most often. A series is cut into windows that overlap by half; their embeddings

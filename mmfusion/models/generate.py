@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from mmfusion.models.multimodal import MultimodalModel
-from mmfusion.types import Batch, Rows
+from mmfusion.types import IGNORE, Batch, Rows
 
 
 @torch.inference_mode()
@@ -90,7 +90,7 @@ def one_document_a_row(rows: Rows) -> Rows:
 
     return Rows(
         ids=spread(rows.ids, 0),
-        labels=spread(rows.labels, -100),
+        labels=spread(rows.labels, IGNORE),
         document=spread(rows.document, -1),
         position=spread(rows.position, 0),
         slot=spread(rows.slot, -1),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmfusion.models.attention.cache import Cache, LayerCache
 from mmfusion.models.attention.executors import EXECUTORS, Executor, ExecutorName
-from mmfusion.models.attention.rules import Places, Rule
+from mmfusion.models.attention.rules import Document, Places, Rule
 
 EPSILON = 1e-6
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks under one rule, and a last norm.
+    """Blocks under one rule, and a last norm; without a rule, everything in a document sees all of it.
 
     `mlp_ratio` is the hidden width of the gated MLP over the width, rounded to a multiple of 8. `rope_base` None means
     that positions are somebody else's business. Weights start normal with deviation fan_in^-1/2, those that write to
@@ -101,14 +101,15 @@ class Transformer(nn.Module):
         width: int,
         depth: int,
         heads: int,
-        kv_heads: int,
         mlp_ratio: float,
-        rule: Rule,
-        executor: ExecutorName,
-        rope_base: float | None,
+        kv_heads: int | None = None,
+        rule: Rule | None = None,
+        executor: ExecutorName = "sdpa",
+        rope_base: float | None = None,
     ) -> None:
         super().__init__()
-        self.rule, self.executor, self.rope_base = rule, EXECUTORS[executor], rope_base
+        kv_heads = heads if kv_heads is None else kv_heads
+        self.rule, self.executor, self.rope_base = rule or Document(), EXECUTORS[executor], rope_base
         self.kv_heads, self.head_width = kv_heads, width // heads
         if rope_base is not None and self.head_width % 2:
             raise ValueError(f"rotary positions want an even head width, got {width} / {heads} = {self.head_width}")

@@ -42,6 +42,12 @@ class MultimodalModel(nn.Module):
         """embeddings[P, E] of unit norm of each stream that has a head."""
         return self._project(self.encode({name: parts for name, parts in streams.items() if name in self.heads}))
 
+    def freeze(self, modality: Modality) -> None:
+        """Leave one encoder and its head as they are: no gradient, no optimizer state."""
+        for part in (self.encoders, self.heads):
+            if modality in part:
+                part[modality].requires_grad_(False)
+
     def forward(self, batch: Batch) -> Outputs:
         """Everything that objectives read."""
         tokens, rows = self.encode(batch.streams), batch.rows

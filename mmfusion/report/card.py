@@ -19,8 +19,8 @@ def card(name: str, data: Sequence[ShardEntry], metrics: Sequence[Row], model: M
         .get_template("card.md.j2")
         .render(
             name=name,
-            parameters=model.parameters,
-            total=sum(model.parameters.values()),
+            parameters=model.parameter_counts,
+            total=sum(model.parameter_counts.values()),
             millions=lambda count: f"{count / 1e6:.2f}",
             modalities=model.modalities,
             sources=[

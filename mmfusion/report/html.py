@@ -31,7 +31,7 @@ def write(
 ) -> None:
     """Write the report, whole or not at all.
 
-    `facts` (run, commit, machine, time, steps, …) and `counts` (skipped, padding, …) are shown as they are, in their
+    `facts` (run, commit, machine, time, steps, …) and `counts` (skipped, masked, …) are shown as they are, in their
     order; `history` is the metrics.csv of the run, with a `step` column.
     """
     cards: dict[str, list[Example]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -52,10 +53,19 @@ class TrainingModule(pl.LightningModule):
         model, objectives = self._factories
         self.model = model()
         self.objectives = nn.ModuleDict({name: make() for name, make in objectives.items()})
+        read = {modality for _, objective in self._named_objectives() for modality in objective.modalities}
+        for modality in set(self.model.modalities) - read:
+            self.model.freeze(modality)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer(parameter_groups(self))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  (Lightning's type leaves it out)
+        pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab
+        if pieces > vocab:
+            raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")
 
     def _named_objectives(self) -> list[tuple[str, Objective]]:
         return list(self.objectives.items())  # pyright: ignore[reportReturnType]  (ModuleDict forgets what it holds)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmfusion import config
+from mmfusion import config, runs
 from mmfusion.cli.main import main
 from mmfusion.cli.train import train
 
@@ -53,9 +55,53 @@ def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_
     resumed = load_file(run / "checkpoint" / "model.safetensors")
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    header, *rows = (run / "metrics.csv").read_text().splitlines()
-    assert "step" in header
-    assert rows
+    assert [runs.step_of(point) for point in runs.resume_points(run)] == [6, 4]  # the damaged one was replaced
+    with (run / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def process(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mmfusion.cli.main", "train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stopped(training: subprocess.Popen[str], run: Path, after: int, how: signal.Signals) -> tuple[int, str]:
+    """Send a signal once a resume point of `after` steps or more is there: exit status and the last line it said."""
+    while training.poll() is None and all(runs.step_of(p) < after for p in runs.resume_points(run)):
+        time.sleep(0.01)
+    training.send_signal(how)
+    _, error = training.communicate(timeout=60)
+    return training.returncode, error.strip().splitlines()[-1]
+
+
+def test_asked_to_stop_twice_and_gone_on_with_it_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """SIGTERM, then Ctrl-C, in real processes."""
+    small = ["steps=60", *SMALL]
+    assert main(["train", f"paths.run={tmp_path / 'whole'}", *small]) == 0
+    run = tmp_path / "run"
+    advice = f"stopped; go on with: mmfusion train resume={run}"
+    assert stopped(process(f"paths.run={run}", *small), run, 2, signal.SIGTERM) == (143, advice)
+    assert stopped(process(f"resume={run}"), run, 20, signal.SIGINT) == (130, advice)
+    assert main(["train", f"resume={run}"]) == 0
+    weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_stopped_before_the_first_step_it_leaves_nothing(tmp_path: Path) -> None:
+    training = process(f"paths.run={tmp_path / 'run'}", *SMALL)
+    assert training.stdout is not None
+    assert training.stdout.readline().startswith("run folder")
+    training.send_signal(signal.SIGINT)
+    _, error = training.communicate(timeout=60)
+    assert (training.returncode, error.strip().splitlines()[-1]) == (130, "stopped before the first step")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_with_more_pieces_than_the_decoder_knows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    status, error = fails([f"paths.run={tmp_path / 'run'}", "model.decoder.vocab=8000", *SMALL], capsys)
+    assert status == 1
+    assert error == "mmfusion: model.decoder.vocab=8000: data.tokenizer has 8192 pieces; set it to 8192\n"
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

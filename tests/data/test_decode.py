@@ -33,7 +33,7 @@ def audio(data: bytes, rate_hz: float | None = None, limits: Limits | None = Non
 
 def reason_of(data: bytes, **how: object) -> str:
     with pytest.raises(SkipSample) as caught:
-        audio(data, **how)  # pyright: ignore[reportArgumentType]
+        audio(data, **how)  # pyright: ignore[reportArgumentType]  (one value for all parameters)
     return caught.value.reason
 
 

@@ -48,11 +48,8 @@ def test_reserved_pieces_are_numbered_and_not_spoken(tokenizer: SentencePieceTok
     assert tokenizer.decode([tokenizer.begin, *tokenizer.encode("goose"), tokenizer.end]) == "goose"
 
 
-def test_it_pickles_and_is_saved(tokenizer: SentencePieceTokenizer, tmp_path: Path) -> None:
+def test_it_pickles(tokenizer: SentencePieceTokenizer) -> None:
     assert pickle.loads(pickle.dumps(tokenizer)).encode("goose") == tokenizer.encode("goose")
-    again = SentencePieceTokenizer(tokenizer.save(tmp_path))
-    assert (again.fingerprint, again.size) == (tokenizer.fingerprint, tokenizer.size)
-    assert len(again.fingerprint) == 64
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def train_tokenizer(path: Path) -> Path:
 def small_patchify() -> dict[Modality, Patchify]:
     return {
         "image": PatchifyImage(patch_px=8, merge=4, size_px=16),
-        "audio": PatchifyAudio(bands=32, patch_bands=32, patch_s=0.08, merge=2),
+        "audio": PatchifyAudio(bands=32, patch_bands=32, frames=8, merge=2),
         "sensor": PatchifySensor(patch_s=0.5, points=8, window_s=2.0),
     }
 

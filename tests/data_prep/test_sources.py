@@ -21,7 +21,8 @@ from data_prep import build as whole
 from data_prep import cldr, emoji, seglearn, tux_stamps
 from data_prep.common import SAMPLE, Account, Packages, fold, fraction, members, run, slug
 from data_prep.pictures import is_visible, small_png
-from data_prep.sounds import RATE_HZ, SERIAL, encode_opus, is_clipped, ogg_crc, read_mono
+from data_prep.sounds import RATE_HZ, SERIAL, encode_opus, is_clipped, read_mono
+from mmfusion.data.media import ogg_crc
 from mmfusion.data.shards import read_manifest
 from mmfusion.types import Part
 

@@ -126,7 +126,7 @@ def test_by_modality(root: Path) -> None:
 
 
 def test_zero_shot_sound(root: Path) -> None:
-    task = functools.partial(signals.zero_shot, source="sounds", modality="audio", label="kind")
+    task = functools.partial(signals.class_by_name, source="sounds", modality="audio", label="kind")
     result = task(Bench(Oracle(), root))
     (outcome,) = result.outcomes
     assert outcome.values.tolist() == [1, 1, 1]
@@ -139,7 +139,7 @@ def test_zero_shot_sound(root: Path) -> None:
 
 def test_zero_shot_series_by_subject(root: Path) -> None:
     bench = Bench(Oracle(), root)
-    result = signals.zero_shot(bench, source="watch", modality="sensor", label="activity", cluster="subject")
+    result = signals.class_by_name(bench, source="watch", modality="sensor", label="activity", cluster="subject")
     assert result.outcomes[0].clusters == ("s5", "s6", "s5", "s6")
     assert result.outcomes[0].values.tolist() == [1, 1, 1, 1]
 
@@ -161,7 +161,7 @@ def test_a_series_is_the_mean_of_its_windows(root: Path) -> None:
 TASKS = {
     "names": functools.partial(pictures.picture_to_name, source="b", train_source="a"),
     "unseen": functools.partial(pictures.unseen_concepts, source="b", train_source="a"),
-    "watch": functools.partial(signals.zero_shot, source="watch", modality="sensor", label="activity"),
+    "watch": functools.partial(signals.class_by_name, source="watch", modality="sensor", label="activity"),
 }
 
 

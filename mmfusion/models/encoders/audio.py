@@ -7,7 +7,6 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import nn
 
-from mmfusion.models.attention.rules import Document
 from mmfusion.models.layers import CoordinateEncoding, Merge, Transformer, one_part_a_row
 from mmfusion.types import Modality, Patches, Tokens
 
@@ -35,16 +34,7 @@ class AudioEncoder(nn.Module):
         self.width, self.merge = width, merge
         self.embed = nn.Linear((frames + 1) * bands, width)
         self.place = CoordinateEncoding(width, {0: (0.1, 60.0), 3: (0.5, 32.0)})
-        self.transformer = Transformer(
-            width=width,
-            depth=depth,
-            heads=heads,
-            kv_heads=heads,
-            mlp_ratio=mlp_ratio,
-            rule=Document(),
-            executor="sdpa",
-            rope_base=None,
-        )
+        self.transformer = Transformer(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
         self.merging = Merge(width, merge)
 
     def forward(self, patches: Patches) -> Tokens:

@@ -8,7 +8,6 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from mmfusion.models.attention.rules import Document
 from mmfusion.models.layers import CoordinateEncoding, Merge, Transformer, one_part_a_row
 from mmfusion.types import Channels, Modality, Patches, Tokens
 
@@ -40,16 +39,7 @@ class SensorEncoder(nn.Module):
         self.maps = nn.Parameter(torch.randn(buckets, 2 * points, width) * (2 * points) ** -0.5)
         self.grid = CoordinateEncoding(width, {0: (2.0, 64.0), 1: (2.0, 64.0)})
         self.time = CoordinateEncoding(width, {0: (0.5, 240.0)})
-        self.transformer = Transformer(
-            width=width,
-            depth=depth,
-            heads=heads,
-            kv_heads=heads,
-            mlp_ratio=mlp_ratio,
-            rule=Document(),
-            executor="sdpa",
-            rope_base=None,
-        )
+        self.transformer = Transformer(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
         self.merging = Merge(width, merge)
 
     def forward(self, patches: Patches) -> Tokens:

@@ -7,7 +7,6 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import nn
 
-from mmfusion.models.attention.rules import Document
 from mmfusion.models.layers import Transformer, one_part_a_row
 from mmfusion.types import Modality, Patches, Tokens
 
@@ -32,16 +31,7 @@ class TextEncoder(nn.Module):
         self.width = width
         self.embedding = nn.Embedding(vocab, width)
         nn.init.normal_(self.embedding.weight)
-        self.transformer = Transformer(
-            width=width,
-            depth=depth,
-            heads=heads,
-            kv_heads=heads,
-            mlp_ratio=mlp_ratio,
-            rule=Document(),
-            executor="sdpa",
-            rope_base=rope_base,
-        )
+        self.transformer = Transformer(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio, rope_base=rope_base)
 
     def forward(self, patches: Patches) -> Tokens:
         """Piece ids [P, N] -> x[P, N, D]."""
