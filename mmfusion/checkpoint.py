@@ -235,6 +235,8 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if getattr(self.peek_event(), "tag", None) is not None:  # !!omap, !!set: what looks into dicts and lists misses
+            raise yaml.YAMLError("tags (!!name) are not allowed")
         return super().compose_node(parent, index)
 
 

@@ -30,6 +30,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
 ROOT = "train"
 SECRET = re.compile(r"(^|_)(api_key|password|passwd|secret|token|access_key)$", re.IGNORECASE)
@@ -115,6 +116,10 @@ def compose(arguments: Sequence[str], config_dir: Path | None = None) -> DictCon
             return hydra_compose(ROOT, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([" ".join(str(error).split())]) from error
+    except ValueError as error:  # Hydra's own, which names no key
+        raise ConfigError(
+            [f"a group is set to no name ({error}); give GROUP=NAME, or ~GROUP to leave it out"]
+        ) from error
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -240,7 +245,8 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
             yield from error.problems
             return
         expected = _classes(hint)
-        if inspect.isclass(target) and expected and not issubclass(target, expected):
+        made = target if inspect.isclass(target) else _hints(target).get("return")
+        if expected and not (inspect.isclass(made) and issubclass(made, expected)):
             yield f"{path}._target_: {value['_target_']} is no {' or '.join(c.__name__ for c in expected)}"
         yield from _check_call(value, target, path)
     elif isinstance(value, Mapping) and (
@@ -260,6 +266,8 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
             adapter.validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
             yield f"{path}: {_reason(error)}, not {value!r}"
+        except SchemaError:  # a class of ours that pydantic cannot read, and a value that is no node
+            yield f"{path}: must be a node with a _target_, not {value!r}"
         except (PydanticUserError, TypeError, NameError, ValueError):
             return  # a type that pydantic cannot read, such as another library's: only the name could be checked
 
@@ -347,7 +355,7 @@ def targets(tree: Any) -> Iterator[tuple[str, object]]:
                 yield "_target_", value
             else:
                 yield from ((f"{name}.{key}", target) for key, target in targets(value))
-    elif isinstance(tree, list):
+    elif isinstance(tree, (list, tuple, set)):
         for index, value in enumerate(tree):
             yield from ((f"{index}.{key}", target) for key, target in targets(value))
 

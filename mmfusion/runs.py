@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def step_of(point: Path) -> int:
 
 def resume_points(run: Path) -> list[Path]:
     """What training can go on from, newest first."""
-    return sorted((run / "resume").glob("step=*.ckpt"), key=step_of, reverse=True)
+    points = [point for point in (run / "resume").glob("step=*.ckpt") if re.fullmatch(r"step=\d+", point.stem)]
+    return sorted(points, key=step_of, reverse=True)
 
 
 def set_history_aside(run: Path, until: int) -> None:
@@ -157,7 +159,12 @@ def newest_good(run: Path) -> Path:
         raise RunError(f"resume={run}: no resume point was saved yet; start the run again")
     for point in points:
         try:
-            torch.load(point, map_location="cpu", weights_only=True, mmap=True)
+            with zipfile.ZipFile(point) as parts:
+                if broken := parts.testzip():
+                    raise ValueError(f"{broken} is not what was written")
+            found = torch.load(point, map_location="cpu", weights_only=True, mmap=True)
+            if missing := {"state_dict", "global_step", "loops", "optimizer_states"} - set(found):
+                raise ValueError(f"no {', '.join(sorted(missing))} in it")
         except Exception as error:  # whatever a damaged file makes the reader raise
             print(f"{point}: damaged ({str(error).splitlines()[0][:120]}); trying the one before", file=sys.stderr)
         else:

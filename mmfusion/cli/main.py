@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 OVERRIDES = "KEY=VALUE, as Hydra takes them: model.decoder.depth=6, trainer.precision=bf16-mixed, experiment=quickstart"
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     train.add_argument("-m", "--multirun", action="store_true", help="one run for each combination of a,b values")
+    train.add_argument("--allow", action="append", default=[], metavar="CLASS", help="own class that resume= may build")
     _configuration(train)
 
     config = verbs.add_parser(
@@ -70,7 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"mmfusion: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output (`| head`) is gone
+        return 1
+    except Exception as error:  # a fault of ours: the trace for whoever mends it, the last line for everyone else
+        traceback.print_exception(error)
+        print(f"mmfusion: {' '.join(str(error).split())[:300] or type(error).__name__}", file=sys.stderr)
         return 1
 
 

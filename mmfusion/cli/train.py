@@ -51,6 +51,7 @@ RUN_ONLY = (
     *(f"trainer.{name}" for name in ("log_every_n_steps", "enable_progress_bar", "profiler")),
     *("callbacks", "logger", "paths", "data.workers", "data.cache_mb"),
 )
+OURS = ("mmfusion.", "torch.optim.", "lightning.pytorch.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def train(
     fitter = trainer(
         max_steps=steps, callbacks=list(callbacks.values()), logger=list(logger.values()), default_root_dir=run
     )
+    if fitter.world_size > 1:
+        raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
     point = runs.newest_good(run) if resume else None
     if point:
         runs.set_history_aside(run, until=runs.step_of(point))
@@ -125,7 +128,7 @@ def train(
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
-    _finish(tree, run, module, data, evaluation, seconds)
+    _finish(tree, run, module, data, evaluation, fitter.global_step, seconds)
 
 
 def _finish(
@@ -134,10 +137,10 @@ def _finish(
     module: TrainingModule,
     data: DataModule,
     tasks: Mapping[str, Callable[..., Any]],
+    steps: int,
     seconds: dict[str, float],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
-    steps = int(tree["steps"])
     checkpoint.save(
         run / "checkpoint",
         config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
@@ -200,7 +203,7 @@ def run(options: argparse.Namespace) -> int:
     if options.multirun:
         return _sweep(options.overrides, config_dir)
     resumed, rest = _split_resume(options.overrides)
-    return _run_one(_resumed(resumed, rest) if resumed else config.compose(rest, config_dir))
+    return _run_one(_resumed(resumed, rest, options.allow) if resumed else config.compose(rest, config_dir))
 
 
 def _keep_freed_memory() -> None:
@@ -217,18 +220,40 @@ def _split_resume(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(given[-1]) if given else None), [o for o in overrides if not o.startswith("resume=")]
 
 
-def _resumed(run: Path, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a run that goes on: its own, with nothing changed that a result depends on."""
+def _resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a run that goes on: its own, with nothing changed that a result depends on.
+
+    A run folder may come from anywhere: classes of other packages than OURS are built only if `allow` names them.
+    """
     if not (run / "config.yaml").is_file():
         raise ConfigError([f"resume={run}: no run folder (it has no config.yaml)"])
     for override in overrides:
         key = override.split("=")[0]
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RUN_ONLY):
             raise ConfigError([f"{key}: cannot change when a run goes on; only {', '.join(RUN_ONLY)} can"])
-    tree = OmegaConf.merge(OmegaConf.load(run / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
-    tree.resume, tree.paths.run = str(run), str(run)
+    try:
+        kept: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+        tree = OmegaConf.create(_moved(kept, str(kept["paths"]["run"]), str(run)))
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError([f"{run / 'config.yaml'}: not as training wrote it ({reason}); start a new run"]) from error
+    for key, target in config.targets(kept):
+        if target not in allow and not str(target).startswith(OURS):
+            problem = f"{target!r} is not built from a run folder; if it is yours and you trust it: --allow {target}"
+            raise ConfigError([f"{run / 'config.yaml'}: {key}: {problem}"])
+    tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)), {"resume": str(run)})
     assert isinstance(tree, DictConfig)
     return tree
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """A tree in which every path in folder `old` leads into `new`: a run goes on where it lies now."""
+    if isinstance(value, dict):
+        return {name: _moved(item, old, new) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
+    return new + value[len(old) :] if inside else value
 
 
 def place(cfg: DictConfig) -> Path:
@@ -267,7 +292,9 @@ def _run_one(cfg: DictConfig) -> int:
 
 
 def _way_on(folder: Path, resuming: bool) -> str:
-    """How a run that ended early can go on; the folder of one that saved no resume point is removed."""
+    """How a run that ended early can go on; the folder of one that saved nothing is removed."""
+    if (folder / "checkpoint").exists() and not runs.resume_points(folder):
+        return f"; trained, its checkpoint is {folder / 'checkpoint'}"
     if resuming or runs.resume_points(folder):
         return f"; go on with: mmfusion train resume={folder}"
     runs.discard(folder)

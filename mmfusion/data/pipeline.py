@@ -20,8 +20,11 @@ Documents = Literal["drawn", "all", "none"]
 
 
 def concept_of(sample: Sample, position: int) -> int:
-    """63 bits, equal for samples that show the same thing; without the label `concept`, the position."""
-    return _concept(sample.labels["concept"]) if "concept" in sample.labels else position
+    """63 bits, equal for samples that show the same thing; without a label that says so, the position."""
+    for label in ("concept", "kind", "activity"):
+        if label in sample.labels:
+            return _concept(sample.labels[label])
+    return position
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -97,7 +97,7 @@ class StopBetweenSteps(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked:
+        if self._asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             raise KeyboardInterrupt
 
     def _restore(self) -> None:

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from mmfusion import config, runs
@@ -55,7 +57,8 @@ def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_
     resumed = load_file(run / "checkpoint" / "model.safetensors")
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    assert [runs.step_of(point) for point in runs.resume_points(run)] == [6, 4]  # the damaged one was replaced
+    newest, before, *_ = map(runs.step_of, runs.resume_points(run))
+    assert (newest, before) == (6, 4)  # the damaged one was replaced
     with (run / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert steps == [0, 1, 2, 3, 4, 5]
@@ -63,7 +66,8 @@ def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_
 
 def process(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mmfusion.cli.main", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def stopped(training: subprocess.Popen[str], run: Path, after: int, how: signal.Signals) -> tuple[int, str]:
@@ -75,17 +79,26 @@ def stopped(training: subprocess.Popen[str], run: Path, after: int, how: signal.
     return training.returncode, error.strip().splitlines()[-1]
 
 
+@pytest.mark.slow  # three processes that train
 def test_asked_to_stop_twice_and_gone_on_with_it_ends_in_the_same_weights(tmp_path: Path) -> None:
     """SIGTERM, then Ctrl-C, in real processes."""
-    small = ["steps=60", *SMALL]
+    small = ["steps=40", *SMALL]
     assert main(["train", f"paths.run={tmp_path / 'whole'}", *small]) == 0
     run = tmp_path / "run"
     advice = f"stopped; go on with: mmfusion train resume={run}"
     assert stopped(process(f"paths.run={run}", *small), run, 2, signal.SIGTERM) == (143, advice)
-    assert stopped(process(f"resume={run}"), run, 20, signal.SIGINT) == (130, advice)
+    assert stopped(process(f"resume={run}"), run, 12, signal.SIGINT) == (130, advice)
     assert main(["train", f"resume={run}"]) == 0
     weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_a_run_whose_configuration_is_damaged(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for content in ("{", "paths: 3", ""):
+        (tmp_path / "config.yaml").write_text(content)
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert error.startswith(f"mmfusion: {tmp_path / 'config.yaml'}: not as training wrote it")
 
 
 def test_stopped_before_the_first_step_it_leaves_nothing(tmp_path: Path) -> None:
@@ -124,6 +137,8 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
         ("optim.lr=fast", "optim.lr: must be a valid number, not 'fast'"),
         ("optim.lr=nan", "optim.lr: must be a finite number"),
         ("steps=-1", "steps: must be greater than 0, not -1"),
+        ("experiment=null", "a group is set to no name"),
+        ("data.pipeline.patchify.audio=null", "data.pipeline.patchify.audio: must be a node with a _target_, not None"),
         ("modle=tiny", "modle: train has no such argument; did you mean 'model'?"),
         ("model=tinny", "model=tinny: no such option; did you mean 'tiny'?"),
         ("model.encoders.image.dept=3", "image.dept: ImageEncoder has no such argument; did you mean 'depth'?"),
@@ -236,3 +251,36 @@ def test_eight_samples_are_learnt_by_heart(tmp_path: Path) -> None:
     with (run / "metrics.csv").open() as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert losses[-1] < 0.01 < 1 < losses[0]
+
+
+def test_a_run_folder_builds_no_class_of_another_package(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load((whole / "config.yaml").read_text())
+    tree["callbacks"]["x"] = {"_target_": "setuptools._distutils.spawn.spawn", "cmd": ["touch", str(tmp_path / "ran")]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    status, error = fails([f"resume={tmp_path}"], capsys)
+    assert status == 2
+    assert "callbacks.x._target_: 'setuptools._distutils.spawn.spawn' is not built from a run folder" in error
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_task_that_fails_leaves_the_trained_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    failing = ["evaluation={}", "+evaluation.bad._target_=math.sqrt", "+evaluation.bad._partial_=true"]
+    status = main(["train", f"paths.run={run}", "steps=1", *SMALL[:2], *failing])
+    assert status == 1
+    assert f"its checkpoint is {run / 'checkpoint'}" in capsys.readouterr().err
+    assert (run / "checkpoint" / "model.safetensors").exists()
+
+
+def test_a_resume_point_with_other_bytes_is_passed_over(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole / "resume", run / "resume")
+    shutil.copy(whole / "config.yaml", run)
+    newest, before, *_ = runs.resume_points(run)
+    content = bytearray(newest.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    newest.write_bytes(content)
+    assert runs.newest_good(run) == before

@@ -30,7 +30,11 @@ def entry(split: str, source: str, licence: str) -> ShardEntry:
 
 def stub(**changed: Any) -> Model:
     lineage = {"step": 600, "commit": "abc", "data": {"fingerprint": "f00"}}
-    made = {"modalities": ("image", "text"), "parameters": {"image": 1_500_000, "text": 10_000}, "lineage": lineage}
+    made = {
+        "modalities": ("image", "text"),
+        "parameter_counts": {"image": 1_500_000, "text": 10_000},
+        "lineage": lineage,
+    }
     return cast("Model", SimpleNamespace(**{**made, **changed}))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from mmfusion import config
 from mmfusion.cli.train import train
 from mmfusion.training.module import TrainingModule
-from mmfusion.training.optim import parameter_groups
+from mmfusion.training.optim import one_cycle, parameter_groups
 from mmfusion.types import Batch, DataError, Loss
 
 
@@ -73,6 +73,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples() -> None:
     module._weights = {"broken": 1.0}
     module.model.forward = lambda batch: None  # pyright: ignore[reportAttributeAccessIssue]  (what it gives is not read)
     nothing: Any = None
-    batch = Batch(streams={}, rows=nothing, keys=("a", "b"), concept=torch.zeros(2), seeds=torch.zeros(2))
+    batch = Batch(
+        streams={}, rows=nothing, keys=("a", "b"), concept=torch.zeros(2), seeds=torch.zeros(2), counts={"broken": 1}
+    )
     with pytest.raises(DataError, match=r"the loss of step 0 is nan; nothing was updated. Samples: a, b"):
         module.training_step(batch, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6, 10, 20, 100])
+def test_the_rate_rises_falls_and_ends_at_nothing(steps: int) -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    scheduler = one_cycle(optimizer, max_lr=0.5, total_steps=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < steps:
+            scheduler.step()
+    assert max(rates) <= 0.5
+    if steps >= 20:
+        assert max(rates) == pytest.approx(0.5, rel=0.05)
+        assert rates[-1] < 1e-3
