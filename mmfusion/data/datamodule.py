@@ -6,6 +6,7 @@ shards -> order -> read -> [readable, select, decode, augment] -> patches, piece
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmfusion.data.decode import LIMITS, Limits
 from mmfusion.data.order import Order
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.select import Select
-from mmfusion.data.shards import ShardSet, read_manifest, verify
+from mmfusion.data.shards import MANIFEST, ShardSet, read_manifest, verify
 from mmfusion.data.skips import Skips
 from mmfusion.data.stream import FixedBatches, IndexedSteps, Layout, Preparation, Step, StreamedSteps
 from mmfusion.data.tokenizer import SentencePieceTokenizer
@@ -93,12 +94,23 @@ class DataModule(pl.LightningDataModule):
         return FixedBatches(self.validation, prepare, self.batch_size, self.seed, self.skips)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted so far, for a run that goes on; where it stands is the trainer's global step."""
-        return {"seen": self.skips.seen, "skipped": dict(self.skips.skipped), "masked": self.masked}
+        """What was counted so far, and of which data; where a run stands is the trainer's global step."""
+        counted = {"seen": self.skips.seen, "skipped": dict(self.skips.skipped), "masked": self.masked}
+        return {"data": self.fingerprints(), **counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises DataError where the run began with other shards or another tokenizer."""
+        for name, digest in self.fingerprints().items():
+            if state_dict["data"][name] != digest:
+                where = f"data.{name}: {getattr(self, name)}"
+                raise DataError(f"{where} is not what this run began with; put it back, or start a new run")
         self.skips.seen, self.masked = state_dict["seen"], state_dict["masked"]
         self.skips.skipped = Counter(state_dict["skipped"])
+
+    def fingerprints(self) -> dict[str, str]:
+        """What decides which samples a run meets, and how texts are cut: sha256 by key."""
+        files = {"root": self.root / MANIFEST, "tokenizer": self.tokenizer}
+        return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """This rank's steps `start` to `stop` in order, built by the workers. Raises DataError."""

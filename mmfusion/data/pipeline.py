@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from mmfusion.data.batching import Collate, Document, Prepared, document_length
@@ -86,6 +87,9 @@ class Pipeline:
         """
         media = [part for part in sample.parts if part.type in self.media]
         parts: list[tuple[Modality, PartPatches]] = [(part.type, self.media[part.type](part)) for part in media]
+        for modality, part in parts:
+            if not (np.isfinite(part.values).all() and np.isfinite(part.coords).all()):
+                raise SkipSample("values beyond all measure", f"key {sample.key!r}: {modality} is not finite when cut")
         text = chosen_text(sample)
         ids = self.tokenizer.encode(text.text) if text is not None and text.text else []
         if self.text is not None and ids:

@@ -267,8 +267,8 @@ def test_a_run_folder_builds_no_class_of_another_package(
 
 def test_a_task_that_fails_leaves_the_trained_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    failing = ["evaluation={}", "+evaluation.bad._target_=math.sqrt", "+evaluation.bad._partial_=true"]
-    status = main(["train", f"paths.run={run}", "steps=1", *SMALL[:2], *failing])
+    failing = ["+evaluation.bad._target_=math.sqrt", "+evaluation.bad._partial_=true"]
+    status = main(["train", f"paths.run={run}", "steps=1", *SMALL, *failing])
     assert status == 1
     assert f"its checkpoint is {run / 'checkpoint'}" in capsys.readouterr().err
     assert (run / "checkpoint" / "model.safetensors").exists()
@@ -284,3 +284,15 @@ def test_a_resume_point_with_other_bytes_is_passed_over(whole: Path, tmp_path: P
     content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
     newest.write_bytes(content)
     assert runs.newest_good(run) == before
+
+
+def test_data_that_changed_since_the_run_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "sample", tmp_path / "run"
+    shutil.copytree(SAMPLE, data)
+    assert main(["train", f"paths.run={run}", f"data.root={data}", "steps=4", *SMALL]) == 0
+    (run / "report.html").unlink()
+    (data / "manifest.json").write_text((data / "manifest.json").read_text() + " ")
+    capsys.readouterr()
+    status, error = fails([f"resume={run}"], capsys)
+    assert status == 1
+    assert error.startswith(f"mmfusion: data.root: {data} is not what this run began with")

@@ -139,3 +139,9 @@ def test_series_carry_their_channels(pipeline: Pipeline) -> None:
 def test_patchify_under_a_wrong_name_is_refused(tokenizer: SentencePieceTokenizer) -> None:
     with pytest.raises(ValueError, match=r"patchify\.audio cuts image"):
         Pipeline(tokenizer=tokenizer, patchify={"audio": small_patchify()["image"]}, row_length=64)
+
+
+def test_a_sound_beyond_all_measure_is_skipped(pipeline: Pipeline) -> None:
+    clip = Part(type="audio", file="wav", data=np.full(8000, 1e30, np.float32), rate_hz=16_000)
+    with np.errstate(all="ignore"), pytest.raises(SkipSample, match="audio is not finite when cut"):
+        pipeline.prepare(Sample(key="loud", parts=(clip,)), 0, 0)
