@@ -274,7 +274,7 @@ def test_a_tag_that_hides_a_target_is_refused_before_anything_runs(folder: Path,
     """Tagged, a list becomes tuples, which Hydra makes lists again and builds."""
     ran = tmp_path / "ran"
     spawn = f"{{_target_: setuptools._distutils.spawn.spawn, cmd: [touch, {ran}]}}"
-    path = folder / "checkpoint" / "config.yaml" if (folder / "checkpoint").is_dir() else folder / "config.yaml"
+    path = folder / "config.yaml"
     path.write_text(path.read_text() + f"zz: {tag}\n- a: {spawn}\n")
     resign(folder)
     refused(folder, "tags", "not allowed")

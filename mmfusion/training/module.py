@@ -62,7 +62,7 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  (Lightning's type leaves it out)
+        data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
         pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")

@@ -360,7 +360,7 @@ def test_the_committed_sample_is_what_the_scripts_build(tmp_path: Path) -> None:
     try:
         run(whole.SCRIPTS, ["--out", str(tmp_path)])
     except FileNotFoundError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # names the package that is neither in the cache nor to be fetched here
     built, committed = contents(tmp_path), contents(SAMPLE)
     assert sorted(built) == sorted(committed)
     assert [name for name in built if built[name] != committed[name]] == []
