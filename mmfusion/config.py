@@ -1,9 +1,8 @@
 """Configuration: compose (Hydra), check (against constructor signatures), build. The only file that knows `_target_`.
 
-The constructor's signature is the schema. `check` walks the composed tree; for every node with a `_target_`, and for
-every plain group whose parameter is annotated with a dataclass, names, types and `Annotated` ranges are read from the
-signature and checked by pydantic, in strict mode: "2" is no int, True is no int, NaN is no float. Nothing is written
-twice and a user's own class is checked like ours.
+The constructor's signature is the schema. `check` walks the composed tree; for its root and every node with a
+`_target_`, names, types and `Annotated` ranges are read from the signature and checked by pydantic, in strict mode: "2"
+is no int, True is no int, NaN is no float. Nothing is written twice and a user's own class is checked like ours.
 """
 
 from __future__ import annotations
@@ -131,17 +130,27 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError([f"{key}: {str(error).splitlines()[0]}"]) from error
 
 
-def interpolated(cfg: DictConfig) -> set[str]:
-    """The keys whose value is taken from another key."""
+def interpolated(cfg: DictConfig) -> dict[str, str]:
+    """The keys whose value is taken from another key, with what stands there: `${optim.lr}`."""
 
-    def walk(value: Any, key: str) -> Iterator[str]:
+    def walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             for name, item in value.items():
                 yield from walk(item, f"{key}.{name}" if key else str(name))
         elif isinstance(value, str) and "${" in value:
-            yield key
+            yield key, value
 
-    return set(walk(OmegaConf.to_container(cfg, resolve=False), ""))
+    return dict(walk(OmegaConf.to_container(cfg, resolve=False), ""))
+
+
+def targets_in(trees: Sequence[Path]) -> set[str]:
+    """Every `_target_` that the files of configuration trees name: what whoever keeps the trees trusts."""
+    found: set[str] = set()
+    for tree in trees:
+        for file in tree.rglob("*.yaml"):
+            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            found |= {str(target) for _, target in targets(content)}
+    return found
 
 
 def printable(cfg: DictConfig) -> dict[str, Any]:
@@ -183,15 +192,19 @@ def near(word: str, known: Collection[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def check(tree: Mapping[str, Any], schema: Callable[..., object], derived: Collection[str] = ()) -> None:
+def check(
+    tree: Mapping[str, Any], schema: Callable[..., object], derived: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
     """Check a resolved tree against the signature of `schema`, every node in it against its own; else ConfigError.
 
-    A problem at a `derived` key (see `interpolated`) is told only where its source has none.
+    A problem at a `derived` key (see `interpolated`) is told only where its source has none, and names the source.
     """
     problems = list(_check_call(tree, schema, ""))
     told = [problem for problem in problems if problem.split(":")[0] not in derived]
-    if problems:
-        raise ConfigError(told or problems)
+    if not told:
+        told = [f"{key} ({derived[key]}):{rest}" for key, _, rest in (p.partition(":") for p in problems)]
+    if told:
+        raise ConfigError(told)
 
 
 def locate(target: object, key: str) -> Callable[..., Any]:
@@ -248,11 +261,12 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
         made = target if inspect.isclass(target) else _hints(target).get("return")
         if expected and not (inspect.isclass(made) and issubclass(made, expected)):
             yield f"{path}._target_: {value['_target_']} is no {' or '.join(c.__name__ for c in expected)}"
+        taken = {get_args(option)[0] == [] for option in _options(hint) if get_origin(option) is Callable}
+        if expected and bool(value.get("_partial_")) != (taken == {False}):
+            yield f"{path}._partial_: must be {str(taken == {False}).lower()} here"
         yield from _check_call(value, target, path)
-    elif isinstance(value, Mapping) and (
-        group := next((c for c in _classes(hint) if dataclasses.is_dataclass(c)), None)
-    ):
-        yield from _check_call(value, group, path)
+    elif isinstance(value, Mapping) and (group := _dataclass(hint)):
+        yield f"{path}: must be a node: add `_target_: {group.__module__}.{group.__qualname__}`"
     elif _has_node(value):
         inner = _item_hint(hint)
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -280,7 +294,7 @@ def _reason(error: ValidationError) -> str:
     reasons = []
     for detail in readable:
         item = "".join(f"[{part}]" for part in detail["loc"] if isinstance(part, int))
-        reason = item + detail["msg"].replace("Input should be", " must be" if item else "must be")
+        reason = item + re.sub(r"^(Input|String|Value) should", " must" if item else "must", detail["msg"])
         if reason not in reasons:
             reasons.append(reason)
     return " or ".join(reasons)
@@ -344,6 +358,10 @@ def _classes(hint: Any) -> tuple[type, ...]:
     return tuple(found)
 
 
+def _dataclass(hint: Any) -> type | None:
+    return next((found for found in _classes(hint) if dataclasses.is_dataclass(found)), None)
+
+
 # ---------------------------------------------------------------------------------------------------------------- build
 
 
@@ -378,8 +396,7 @@ def build(tree: Any, allow: Collection[str] | None = None) -> Any:
 def build_arguments(tree: Mapping[str, Any], schema: Callable[..., object]) -> dict[str, Any]:
     """The keyword arguments of `schema` from a checked tree.
 
-    What is annotated `Callable[[], X]` becomes a factory, to be built later and again; a dataclass is made from its
-    plain group; all the rest is built now.
+    What is annotated `Callable[[], X]` becomes a factory, to be built later and again; all the rest is built now.
     """
     hints = _hints(schema)
     return {name: _argument(value, hints.get(name, Any)) for name, value in tree.items()}
@@ -389,8 +406,6 @@ def _argument(value: Any, hint: Any) -> Any:
     for option in _options(hint):
         if get_origin(option) is Callable and not get_args(option)[0]:
             return partial(build, value)
-        if inspect.isclass(option) and dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-            return option(**value)
     if isinstance(value, Mapping) and "_target_" not in value and (inner := _item_hint(hint)) is not Any:
         return {name: _argument(item, inner) for name, item in value.items()}
     return build(value)

@@ -18,6 +18,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from mmfusion.config import SECRET
+
 PACKAGES = ("torch", "timm", "lightning", "hydra-core", "webdataset", "sentencepiece", "numpy")
 
 
@@ -27,14 +29,16 @@ class RunError(Exception):
 
 def create(folder: Path) -> Path:
     """Make a new run folder, or take an empty one. Raises RunError if something is in it or it cannot be written."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f"{folder}: is not empty; choose another with paths.run=FOLDER, or go on with resume={folder}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-    except OSError as error:
-        remedy = "choose another with paths.runs=FOLDER"
-        raise RunError(f"{folder}: cannot write there ({error.strerror}); {remedy}") from error
+        if any(folder.iterdir()):
+            remedy = f"choose another with paths.run=FOLDER, or go on with resume={folder}"
+            raise RunError(f"{folder}: is not empty; {remedy}")
+        write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        remedy = "choose another with paths.runs=FOLDER, or paths.run=FOLDER"
+        raise RunError(f"{str(folder)[:200]!r}: cannot write there ({reason}); {remedy}") from error
     return folder
 
 
@@ -46,7 +50,7 @@ def timestamp() -> str:
 def environment() -> dict[str, Any]:
     """The machine, the versions, the commit and the command of this process."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *(_without_secret(argument) for argument in sys.argv[1:])]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": commit(),
         "python": platform.python_version(),
@@ -55,6 +59,11 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _without_secret(argument: str) -> str:
+    key, given, _ = argument.partition("=")
+    return f"{key}=***" if given and SECRET.search(key.rpartition(".")[2]) else argument
 
 
 def commit() -> str | None:

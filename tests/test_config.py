@@ -40,6 +40,7 @@ def drive(
     make: Callable[[], Wheel] | None = None,
     speeds: list[float] | None = None,
     places: Places | None = None,
+    hire: Callable[..., Wheel] | None = None,
     engine: Any = None,
 ) -> None: ...
 
@@ -71,7 +72,11 @@ def problems(**tree: object) -> list[str]:
         ({"engine": node(Engine, power=math.inf)}, "engine.power: must be a finite number, not inf"),
         ({"engine": node(Engine, powr=1.0)}, "engine.powr: Engine has no such argument; did you mean 'power'?"),
         ({"make": node(size=0)}, "make.size: must be greater than 0, not 0"),
-        ({"places": {"hone": "x"}}, "places.hone: Places has no such argument; did you mean 'home'?"),
+        ({"places": node(Places, hone="x")}, "places.hone: Places has no such argument; did you mean 'home'?"),
+        ({"places": {"home": "x"}}, f"places: must be a node: add `_target_: {__name__}.Places`"),
+        ({"places": node(Places, _partial_=True)}, "places._partial_: must be false here"),
+        ({"make": node(size=1, _partial_=True)}, "make._partial_: must be false here"),
+        ({"hire": node(size=1)}, "hire._partial_: must be true here"),
         ({"wheel": {}}, "wheel: drive has no such argument; did you mean 'wheels'?"),
         ({"engine": node("torch.nn.Lineer")}, "engine._target_: torch.nn has no 'Lineer'; did you mean 'Linear'?"),
         ({"engine": node("no_such_package.X")}, "engine._target_: no module named 'no_such_package'; is the package"),
@@ -85,7 +90,8 @@ def test_one_line_names_key_reason_and_near_match(tree: dict[str, object], expec
 
 
 def test_a_right_tree_passes_and_is_built_with_factories_left_to_be_called() -> None:
-    tree = {"wheels": {"a": node(size=2)}, "make": node(size=3), "places": {"home": "there"}, "speeds": [1, 2.5]}
+    tree = {"wheels": {"a": node(size=2)}, "make": node(size=3), "speeds": [1, 2.5]}
+    tree |= {"places": node(Places, home="there"), "hire": node(_partial_=True)}
     assert problems(**tree) == []
     built = config.build_arguments(tree, drive)
     assert built["wheels"]["a"].size == 2
@@ -93,6 +99,7 @@ def test_a_right_tree_passes_and_is_built_with_factories_left_to_be_called() -> 
     assert first.size == 3
     assert first is not second
     assert built["places"] == Places("there")
+    assert built["hire"](size=4).size == 4
 
 
 def test_a_class_of_torch_is_checked_like_ours() -> None:

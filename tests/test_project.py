@@ -96,6 +96,7 @@ def test_every_command_of_the_readme_runs(command: str, one_step_run: Path, tmp_
 
 
 @pytest.mark.slow  # five full runs: 20 minutes on two cores
+@pytest.mark.timeout(5400)
 def test_the_readme_in_full(tmp_path: Path) -> None:
     """Its commands one after another as real processes in a clone, as a reader would type them."""
     clone = tmp_path / "clone"

@@ -11,10 +11,9 @@ from mmfusion import config
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.cli.train import place, train
+    from mmfusion.cli.train import settled
 
     composed = config.compose(options.overrides, Path(options.config_dir) if options.config_dir else None)
-    place(composed)
-    config.check(config.plain(composed), train, config.interpolated(composed))
+    settled(composed)
     print(OmegaConf.to_yaml(OmegaConf.create(config.printable(composed))), end="")
     return 0

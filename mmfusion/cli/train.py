@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import inspect
 import json
 import logging
 import platform
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +26,7 @@ from typing import Annotated, Any
 import hydra
 import lightning.pytorch as pl
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, MinLen
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning.pytorch.callbacks import Callback
@@ -30,6 +34,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -49,9 +54,12 @@ from mmfusion.types import DataError
 # of workers decides that of threads, which may sum in another order: the same batches, not always the same bits.)
 RUN_ONLY = (
     *(f"trainer.{name}" for name in ("log_every_n_steps", "enable_progress_bar", "profiler")),
-    *("callbacks", "logger", "paths", "data.workers", "data.cache_mb"),
+    *("callbacks", "logger", "data.workers", "data.cache_mb"),
 )
-OURS = ("mmfusion.", "torch.optim.", "lightning.pytorch.")
+# What `train` itself gives the trainer, and the key that says it.
+TRAINER = {"max_steps": "steps", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "paths.run"}
+# Packages whose own classes a run folder may name, beside what our configuration files and checkpoints do.
+FAMILIES = ("torch.optim.", *(f"lightning.pytorch.{name}." for name in ("callbacks", "loggers", "profilers")))
 
 
 @dataclass(frozen=True)
@@ -62,20 +70,12 @@ class Paths:
     run: str | None = None
 
 
-class Stopped(Exception):
-    """A run that was asked to stop and left a resume point; `status` is the process's exit status."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 def train(
     tree: Mapping[str, Any],
     /,
     *,
-    name: str,
-    seed: Annotated[int, Ge(0)],
+    name: Annotated[str, MinLen(1)],
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)],
     steps: Annotated[int, Gt(0)],
     data: DataModule,
     model: Callable[[], MultimodalModel],
@@ -93,7 +93,7 @@ def train(
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
 
     `tree` is the resolved configuration that goes into the checkpoint; everything else is built from it. Raises
-    Stopped where a signal ended the training.
+    KeyboardInterrupt or SIGTERMException where a signal ended the training.
     """
     assert paths.run is not None
     run = Path(paths.run)
@@ -117,12 +117,10 @@ def train(
     torch.set_num_threads(max(1, threads - data.workers))
     try:
         fitter.fit(module, datamodule=data, ckpt_path=point, weights_only=True)
-    except SIGTERMException as error:
-        raise Stopped(143) from error
     except SystemExit as error:  # Lightning's end of a Ctrl-C, after its callbacks have saved
-        if fitter.state.status == TrainerStatus.INTERRUPTED:
-            raise Stopped(130) from error
-        raise
+        if fitter.state.status != TrainerStatus.INTERRUPTED or isinstance(error, SIGTERMException):
+            raise
+        raise KeyboardInterrupt from error
     finally:
         torch.set_num_threads(threads)
     runs.bring_history_back(run)
@@ -223,7 +221,7 @@ def _split_resume(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
 def _resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> DictConfig:
     """The configuration of a run that goes on: its own, with nothing changed that a result depends on.
 
-    A run folder may come from anywhere: classes of other packages than OURS are built only if `allow` names them.
+    A run folder may come from anywhere: classes that are not `_ours` are built only if `allow` names them.
     """
     if not (run / "config.yaml").is_file():
         raise ConfigError([f"resume={run}: no run folder (it has no config.yaml)"])
@@ -237,13 +235,32 @@ def _resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> 
     except Exception as error:  # whatever a damaged file makes the reader raise
         reason = str(error).splitlines()[0]
         raise ConfigError([f"{run / 'config.yaml'}: not as training wrote it ({reason}); start a new run"]) from error
+    ours = _ours(kept)
     for key, target in config.targets(kept):
-        if target not in allow and not str(target).startswith(OURS):
+        if target not in allow and target not in ours:
             problem = f"{target!r} is not built from a run folder; if it is yours and you trust it: --allow {target}"
             raise ConfigError([f"{run / 'config.yaml'}: {key}: {problem}"])
-    tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)), {"resume": str(run)})
+    try:
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)), {"resume": str(run)})
+    except Exception as error:  # YAML's errors and OmegaConf's
+        raise ConfigError(
+            [f"{' '.join(overrides)}: not of the form key=value ({str(error).splitlines()[0]})"]
+        ) from error
     assert isinstance(tree, DictConfig)
     return tree
+
+
+def _ours(tree: object) -> set[str]:
+    """The targets in a tree that need no trust: named by our own files, or a class that FAMILIES define themselves."""
+    known = checkpoint.BUILDABLE | config.targets_in([config.conf_dir()])
+
+    def in_family(name: str) -> bool:
+        if not name.startswith(FAMILIES):
+            return False
+        found = config.locate(name, "resume")
+        return inspect.isclass(found) and f"{found.__module__}.".startswith(FAMILIES)  # else it is there by another way
+
+    return {name for _, target in config.targets(tree) if (name := str(target)) in known or in_family(name)}
 
 
 def _moved(value: Any, old: str, new: str) -> Any:
@@ -256,18 +273,44 @@ def _moved(value: Any, old: str, new: str) -> Any:
     return new + value[len(old) :] if inside else value
 
 
-def place(cfg: DictConfig) -> Path:
-    """Settle this run's folder, which other keys refer to: the one given, or a new one by name and time."""
-    cfg.paths.run = str(cfg.paths.run or Path(cfg.paths.runs) / str(cfg.name) / runs.timestamp())
-    return Path(cfg.paths.run)
+def settled(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
+    try:
+        if cfg.paths.run is None:
+            cfg.paths.run = str(Path(cfg.paths.runs) / cfg.name / runs.timestamp())
+    except (OmegaConfBaseException, TypeError):
+        pass  # no folder or no name: the check says it better
+    tree = config.plain(cfg)
+    config.check(tree, train, config.interpolated(cfg))
+    if given := [name for name in TRAINER if name in tree["trainer"]]:
+        raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
+    return tree
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SIGTERMException
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends what is within as Ctrl-C does; while steps are taken, `StopBetweenSteps` hears it first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_one(cfg: DictConfig) -> int:
     """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
-    folder = place(cfg)
-    tree = config.plain(cfg)
-    config.check(tree, train, config.interpolated(cfg))
+    tree = settled(cfg)
+    folder = Path(tree["paths"]["run"])
     resuming = bool(tree.get("resume"))
+    foreign = sorted({str(target) for _, target in config.targets(tree)} - _ours(tree))
+    again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
     if not resuming:
         try:
             runs.create(folder)
@@ -278,25 +321,23 @@ def _run_one(cfg: DictConfig) -> int:
         if not resuming:
             runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
         print(f"run folder  {folder}", flush=True)
-        train(tree, **config.build_arguments(tree, train))
-    except Stopped as stopped:
-        print(f"stopped{_way_on(folder, resuming) or ' before the first step'}", file=sys.stderr)
-        return stopped.status
-    except KeyboardInterrupt:
-        print(f"stopped{_way_on(folder, resuming) or ' before the first step'}", file=sys.stderr)
-        return 130
+        with _terminable():
+            train(tree, **config.build_arguments(tree, train))
+    except (KeyboardInterrupt, SIGTERMException) as stopped:
+        print(f"stopped{_way_on(folder, resuming, again) or ' before the first step'}", file=sys.stderr)
+        return 143 if isinstance(stopped, SIGTERMException) else 130
     except Exception as error:
-        _tell(error, _way_on(folder, resuming))
+        _tell(error, _way_on(folder, resuming, again))
         return 1
     return 0
 
 
-def _way_on(folder: Path, resuming: bool) -> str:
-    """How a run that ended early can go on; the folder of one that saved nothing is removed."""
+def _way_on(folder: Path, resuming: bool, again: str) -> str:
+    """How a run that ended early can go on (`again`); the folder of one that saved nothing is removed."""
     if (folder / "checkpoint").exists() and not runs.resume_points(folder):
         return f"; trained, its checkpoint is {folder / 'checkpoint'}"
     if resuming or runs.resume_points(folder):
-        return f"; go on with: mmfusion train resume={folder}"
+        return f"; go on with: {again}"
     runs.discard(folder)
     return ""
 
@@ -325,13 +366,22 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
         except ConfigError as error:
             statuses[label] = 2
             print("\n".join(f"mmfusion: {problem}" for problem in error.problems), file=sys.stderr)
+        except Exception as error:
+            statuses[label] = 1
+            _tell(error, "")
+        except KeyboardInterrupt:
+            statuses[label] = 130
         if statuses[label] in (130, 143):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # which ends Hydra's loop too
 
     given = config.as_overrides(overrides, [tree, *([config_dir] if config_dir else [])])
     sys.argv = [sys.argv[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
-    hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
+    except KeyboardInterrupt:
+        print("stopped; the runs after this one were not begun", file=sys.stderr)
     print("\nsummary")
+    words = {0: "done", 130: "stopped", 143: "stopped"}
     for label, status in statuses.items():
-        print(f"  {'done' if status == 0 else f'failed ({status})'}  {label}")
-    return max(statuses.values(), default=1)
+        print(f"  {words.get(status, f'failed ({status})')}  {label}")
+    return max(statuses.values(), default=130)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ from mmfusion.data.skips import Skips
 from mmfusion.data.stream import FixedBatches, IndexedSteps, Layout, Preparation, Step, StreamedSteps
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.types import Batch, DataError
+
+_GRACE_S = 30  # that a worker lives on after SIGTERM
 
 
 class DataModule(pl.LightningDataModule):
@@ -126,6 +129,7 @@ class DataModule(pl.LightningDataModule):
             "batch_size": None,
             "num_workers": self.workers,
             "collate_fn": _as_it_is,
+            "worker_init_fn": _outlive_a_signal,
             "generator": torch.Generator().manual_seed(0),  # else opening a loader would move the model's randomness
         }
         if self.reader == "indexed":
@@ -173,3 +177,10 @@ class StepLoader:
 
 def _as_it_is(item: Step | DataError) -> Step | DataError:
     return item
+
+
+def _outlive_a_signal(worker: int) -> None:
+    """A signal to the whole group stops the training process after its step, for which the workers are needed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_S))

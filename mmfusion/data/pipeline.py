@@ -70,6 +70,11 @@ class Pipeline:
         self._languages: dict[str, tuple[int, ...]] = {}
         self._merge: dict[str, int] = {name: cut.merge for name, cut in streams.items()}
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What a batch has streams of, in the order of MODALITIES."""
+        return tuple(self.collate.patchify)
+
     def readable(self, sample: Sample, seed: int = 0) -> Sample:
         """Only the parts that the model reads, before anything is decoded. Raises SkipSample if none is left."""
         parts = tuple(part for part in sample.parts if part.type == "text" or part.type in self.media)

@@ -59,14 +59,21 @@ class Contrastive(nn.Module):
         return losses
 
 
+def _owner(batch: Batch, modality: Modality) -> Tensor:
+    """[P], whose each part is; -1 for the dummy part."""
+    if modality not in batch.streams:
+        raise ValueError(f"contrastive.pairs: names {modality}, but batches hold {', '.join(batch.streams)}")
+    return batch.streams[modality].owner
+
+
 def _valid(batch: Batch, modality: Modality) -> Tensor:
     """[P], False for the dummy part."""
-    return batch.streams[modality].owner >= 0
+    return _owner(batch, modality) >= 0
 
 
 def _concept(batch: Batch, modality: Modality) -> Tensor:
     """[P], the concept of each part's sample; 0 for the dummy part, whose owner -1 finds the one put last."""
-    return torch.cat([batch.concept, batch.concept.new_zeros(1)])[batch.streams[modality].owner]
+    return torch.cat([batch.concept, batch.concept.new_zeros(1)])[_owner(batch, modality)]
 
 
 def _positive(batch: Batch, first: Modality, second: Modality) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import lightning.pytorch as pl
 from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class PlainProgress(ProgressBar):
@@ -82,30 +84,44 @@ def progress_bar(every_s: Annotated[float, Gt(0)] = 10.0) -> ProgressBar:
 
 
 class StopBetweenSteps(Callback):
-    """The first Ctrl-C waits for the step's end, so that its resume point is whole; the second stops at once."""
+    """The first Ctrl-C or SIGTERM waits for the step's end, with its validation, so that its resume point is whole.
+
+    The second stops at once. Ends in KeyboardInterrupt or SIGTERMException.
+    """
+
+    _before: dict[signal.Signals, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._asked = False
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        early = trainer.received_sigterm  # told to Lightning, which would not wait for a whole step
+        self._asked: signal.Signals | None = signal.SIGTERM if early else None
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+            self._stop()
+        self._asked = signal.Signals(number)
+        again = "Ctrl-C" if self._asked is signal.SIGINT else "SIGTERM"
+        print(f"\nstopping after this step ({again} again: at once)", file=sys.stderr, flush=True)
+
+    def _stop(self) -> None:
+        raise SIGTERMException if self._asked is signal.SIGTERM else KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            raise KeyboardInterrupt
-
-    def _restore(self) -> None:
-        signal.signal(signal.SIGINT, self._before)
+            self._stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
+        if self._asked:  # in the validation after the last step
+            self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "_before"):
-            self._restore()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in (self._before or {}).items():
+            signal.signal(number, handler)
+        self._before = None

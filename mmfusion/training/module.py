@@ -67,6 +67,20 @@ class TrainingModule(pl.LightningModule):
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")
 
+        if lacking := sorted(set(self.model.modalities) - set(data.pipeline.modalities)):
+            raise DataError(
+                f"model.encoders.{lacking[0]}: the data gives none (data.pipeline.patchify, text_pieces for text); add "
+                f"it there, or leave the encoder out"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A point saved inside a step, by an error or at the second signal, stands for that step's beginning."""
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["current"]["ready"] != done:  # Lightning counts micro-batches
+            for counter in ("current", "total"):
+                progress[counter].update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+
     def _named_objectives(self) -> list[tuple[str, Objective]]:
         return list(self.objectives.items())  # pyright: ignore[reportReturnType]  (ModuleDict forgets what it holds)
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from mmfusion import config, runs
 from mmfusion.cli.main import main
 from mmfusion.cli.train import train
+from mmfusion.types import DataError
 
 SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "callbacks.resume.every_n_train_steps=2",
          "trainer.log_every_n_steps=1"]  # fmt: skip
@@ -65,30 +68,78 @@ def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
+    """Training in a process group of its own."""
     command = [sys.executable, "-m", "mmfusion.cli.main", "train", *arguments]
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+
+    def alone() -> None:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=alone)
 
 
 def stopped(training: subprocess.Popen[str], run: Path, after: int, how: signal.Signals) -> tuple[int, str]:
-    """Send a signal once a resume point of `after` steps or more is there: exit status and the last line it said."""
+    """Signal it and its workers once a point of `after` steps or more is there: exit status and its last line."""
     while training.poll() is None and all(runs.step_of(p) < after for p in runs.resume_points(run)):
         time.sleep(0.01)
-    training.send_signal(how)
+    os.killpg(training.pid, how)
     _, error = training.communicate(timeout=60)
     return training.returncode, error.strip().splitlines()[-1]
 
 
 @pytest.mark.slow  # three processes that train
 def test_asked_to_stop_twice_and_gone_on_with_it_ends_in_the_same_weights(tmp_path: Path) -> None:
-    """SIGTERM, then Ctrl-C, in real processes."""
-    small = ["steps=40", *SMALL]
+    """SIGTERM, then Ctrl-C, in real processes with two workers each."""
+    small = ["steps=40", *SMALL, "data.workers=2"]
     assert main(["train", f"paths.run={tmp_path / 'whole'}", *small]) == 0
     run = tmp_path / "run"
     advice = f"stopped; go on with: mmfusion train resume={run}"
     assert stopped(process(f"paths.run={run}", *small), run, 2, signal.SIGTERM) == (143, advice)
     assert stopped(process(f"resume={run}"), run, 12, signal.SIGINT) == (130, advice)
     assert main(["train", f"resume={run}"]) == 0
+    weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+class Disturbance(Callback):
+    """Once in a process, at the start of micro-batch `batch`: `signals`, or an error where there are none."""
+
+    done = False
+
+    def __init__(self, batch: int, signals: Sequence[int] = ()) -> None:
+        self.batch, self.signals = batch, signals
+
+    def on_train_batch_start(self, trainer: object, pl_module: object, batch: object, batch_idx: int) -> None:
+        if batch_idx == self.batch and not Disturbance.done:
+            Disturbance.done = True
+            for number in self.signals:
+                signal.raise_signal(signal.Signals(number))
+            if not self.signals:
+                raise DataError("no more")
+
+
+@pytest.mark.parametrize(
+    ("batch", "signals", "status", "left"),
+    [
+        (5, [signal.SIGTERM], 143, 3),  # inside a step, which is ended first
+        (5, [signal.SIGINT], 130, 3),
+        (5, [signal.SIGTERM, signal.SIGTERM], 143, 2),  # at once: the step begins again when the run goes on
+        (5, [], 1, 2),
+    ],
+)
+def test_stopped_inside_a_step_of_two_batches_it_goes_on_to_the_same_weights(
+    batch: int, signals: list[int], status: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, disturbance = tmp_path / "run", f"{__name__}.Disturbance"
+    arguments = ["steps=4", "trainer.accumulate_grad_batches=2", *SMALL, "callbacks.resume.every_n_train_steps=50"]
+    disturbed = [f"+callbacks.x._target_={disturbance}", f"+callbacks.x.batch={batch}"]
+    disturbed += [f"+callbacks.x.signals={[int(number) for number in signals]}"]
+    monkeypatch.setattr(Disturbance, "done", True)
+    assert main(["train", f"paths.run={tmp_path / 'whole'}", *arguments, *disturbed]) == 0
+    monkeypatch.setattr(Disturbance, "done", False)
+    assert main(["train", f"paths.run={run}", *arguments, *disturbed]) == status
+    assert [runs.step_of(point) for point in runs.resume_points(run)] == [left]
+    assert main(["train", f"resume={run}", "--allow", disturbance]) == 0
     weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
@@ -147,6 +198,18 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
         ("paths.rns=x", "paths.rns: Paths has no such argument; did you mean 'runs'?"),
         ("prompt=What's this?", "not of the form key=value"),
         ("resume=nowhere", "resume=nowhere: no run folder"),
+        ("paths.runs=null", "paths.runs: must be a valid string, not None"),
+        ("paths.run=5", "paths.run: must be a valid string, not 5"),
+        ("~paths", "callbacks.resume.dirpath: Interpolation key 'paths.run' not found"),
+        ("name=", "name: must have at least 1 character, not ''"),
+        ("name=${nothing}", "name: Interpolation key 'nothing' not found"),
+        ("seed=4294967296", "seed: must be less than or equal to 4294967295"),
+        ("optim.lr=-1", "scheduler.max_lr (${optim.lr}): must be greater than 0, not -1"),
+        ("trainer.max_steps=3", "trainer.max_steps: is given by steps; set that"),
+        ("trainer._partial_=false", "trainer._partial_: must be true here"),
+        ("callbacks.stop._partial_=true", "callbacks.stop._partial_: must be false here"),
+        ("model._partial_=true", "model._partial_: must be false here"),
+        ("data.limits.pixel=1", "data.limits.pixel: Limits has no such argument; did you mean 'pixels'?"),
     ],
 )  # fmt: skip
 def test_a_wrong_configuration_is_one_line_before_anything_is_opened(
@@ -159,10 +222,41 @@ def test_a_wrong_configuration_is_one_line_before_anything_is_opened(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_changes_results_cannot_change_when_a_run_goes_on(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, error = fails([f"resume={whole}", "optim.lr=1"], capsys)
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("optim.lr=1", "optim.lr: cannot change when a run goes on"),
+        ("paths.run=elsewhere", "paths.run: cannot change when a run goes on"),
+        ("logger=[1", "logger=[1: not of the form key=value"),
+    ],
+)
+def test_what_changes_results_cannot_change_when_a_run_goes_on(
+    argument: str, expected: str, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, error = fails([f"resume={whole}", argument], capsys)
     assert status == 2
-    assert "optim.lr: cannot change when a run goes on" in error
+    assert expected in error
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        (
+            "objective.contrastive.pairs=[[image,video]]",
+            "contrastive.pairs: names video, but batches hold image, audio",
+        ),
+        ("data.pipeline.text_pieces=0", "model.encoders.text: the data gives none"),
+        ("~data.pipeline.patchify.audio", "model.encoders.audio: the data gives none"),
+        ("name=" + "x" * 300, "cannot write there (File name too long)"),
+    ],
+)
+def test_parts_that_do_not_fit_end_in_one_line_and_leave_no_folder(
+    argument: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, error = fails([argument, f"paths.runs={tmp_path / 'runs'}", "steps=1", *SMALL], capsys)
+    assert status == 1
+    assert expected in error
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_a_missing_shard_ends_in_one_line_and_leaves_no_folder(
@@ -256,13 +350,18 @@ def test_eight_samples_are_learnt_by_heart(tmp_path: Path) -> None:
 def test_a_run_folder_builds_no_class_of_another_package(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree = yaml.safe_load((whole / "config.yaml").read_text())
-    tree["callbacks"]["x"] = {"_target_": "setuptools._distutils.spawn.spawn", "cmd": ["touch", str(tmp_path / "ran")]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
-    status, error = fails([f"resume={tmp_path}"], capsys)
-    assert status == 2
-    assert "callbacks.x._target_: 'setuptools._distutils.spawn.spawn' is not built from a run folder" in error
-    assert not (tmp_path / "ran").exists()
+    for target in (
+        "setuptools._distutils.spawn.spawn",
+        "torch.optim.optimizer.torch.load",  # another package's, through one of ours
+        "mmfusion.runs.discard",  # ours, but nothing that a configuration names
+    ):
+        tree = yaml.safe_load((whole / "config.yaml").read_text())
+        tree["callbacks"]["x"] = {"_target_": target, "cmd": ["touch", str(tmp_path / "ran")]}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert f"callbacks.x._target_: {target!r} is not built from a run folder" in error
+        assert not (tmp_path / "ran").exists()
 
 
 def test_a_task_that_fails_leaves_the_trained_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -355,6 +355,7 @@ def test_building_one_source_again_leaves_the_others_in_the_manifest(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_committed_sample_is_what_the_scripts_build(tmp_path: Path) -> None:
     """Needs the packages: in data_prep/cache, or their clients and registries."""
     try:
