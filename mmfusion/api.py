@@ -21,13 +21,13 @@ import torch
 from PIL import Image
 
 from mmfusion import checkpoint
-from mmfusion.config import build
+from mmfusion.config import ConfigError, build, check
 from mmfusion.data.decode import decode_part
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.models.generate import generate
 from mmfusion.models.multimodal import MultimodalModel
-from mmfusion.types import Batch, DataError, Modality, Part, Sample, SkipSample
+from mmfusion.types import MEASURABLE, Batch, DataError, Modality, Part, Sample, SkipSample
 
 BATCH = 128  # parts or prompts that go through the model at once
 
@@ -53,7 +53,12 @@ def load(folder: str | Path, allow: Collection[str] = ()) -> Model:
         factory = build(node, allow=checkpoint.BUILDABLE | set(allow))
         pipeline = factory(tokenizer=SentencePieceTokenizer(where / checkpoint.TOKENIZER))
     except Exception as error:  # a constructor's own complaint about its arguments
-        raise checkpoint.CheckpointError(f"{where / checkpoint.CONFIG}: pipeline cannot be built ({error})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise checkpoint.CheckpointError(f"{where / checkpoint.CONFIG}: pipeline cannot be built ({reason})") from error
+    for key, made, expected in (("model", network, MultimodalModel), ("pipeline", pipeline, Pipeline)):
+        if not isinstance(made, expected):
+            problem = f"{key} is a {type(made).__name__}, no {expected.__name__}; was it edited?"
+            raise checkpoint.CheckpointError(f"{where / checkpoint.CONFIG}: {problem}")
     return Model(cast("MultimodalModel", network), pipeline, json.loads((where / checkpoint.LINEAGE).read_bytes()))
 
 
@@ -93,13 +98,16 @@ class Model:
 
         A sound as an array is [T] or [T, channels] at `rate_hz`. A series as an array is [T, C] at `rate_hz`, with the
         name and unit of each channel and the place where it was worn; of a long one the first window counts (cut it
-        with `mmfusion.data.series.windows`). Raises InputError for what cannot be read.
+        with `mmfusion.data.series.windows`), of a long text its first `pipeline.text.max_pieces` pieces. Raises
+        InputError for what cannot be read.
         """
         how = _how(rate_hz, channels, units, place)
         given = _given(image=image, audio=audio, sensor=sensor, text=text)
         if len(given) != 1:
             raise InputError(f"embed takes inputs of one modality, not {len(given)}: {', '.join(given) or 'none'}")
         ((modality, inputs),) = given.items()
+        if not inputs:
+            raise InputError(f"{modality}: an empty list")
         return self.embed_parts([self._part(modality, item, f"{modality}[{i}]", how) for i, item in enumerate(inputs)])
 
     def generate(
@@ -126,6 +134,12 @@ class Model:
         """
         how = _how(rate_hz, channels, units, place)
         given = _given(image=image, audio=audio, sensor=sensor)
+        sampling = {"max_new": max_new, "temperature": temperature, "top_p": top_p, "seed": seed}
+        try:
+            check({"_partial_": True, **sampling}, generate)
+        except ConfigError as error:
+            raise InputError(error.problems[0]) from error
+        _text(prompt, "prompt")
         lengths = {modality: len(inputs) for modality, inputs in given.items()}
         if len(set(lengths.values())) != 1:
             raise InputError(f"generate takes inputs, as many of each modality; got {lengths or 'none'}")
@@ -133,7 +147,7 @@ class Model:
             [self._part(modality, inputs[i], f"{modality}[{i}]", how) for modality, inputs in given.items()]
             for i in range(next(iter(lengths.values())))
         ]
-        said = self._say(prompts, prompt, max_new=max_new, temperature=temperature, top_p=top_p, seed=seed)
+        said = self._say(prompts, prompt, **sampling)
         batched = any(isinstance(item, (list, tuple)) for item in (image, audio, sensor))
         return said if batched else said[0]
 
@@ -163,6 +177,7 @@ class Model:
     def _say(self, prompts: Sequence[Sequence[Part]], language: str, **how: Any) -> list[str]:
         tokenizer = self.pipeline.tokenizer
         silent = [piece for piece in tokenizer.reserved() if piece != tokenizer.end]
+        silent += range(tokenizer.size, self.network.decoder.vocab)  # rows of an embedding larger than the vocabulary
         said: list[str] = []
         for chunk in _chunks(prompts):
             samples = [Sample(key=str(i), parts=tuple(parts)) for i, parts in enumerate(chunk)]
@@ -203,6 +218,9 @@ class Model:
 
 
 def _how(rate_hz: float | None, channels: Sequence[str], units: Sequence[str], place: str | None) -> dict[str, Any]:
+    for name, value in (("channels", channels), ("units", units)):
+        if isinstance(value, str):
+            raise InputError(f"{name}: must be a list of names, not {value!r:.60}")
     return {"rate_hz": rate_hz, "channels": tuple(channels), "units": tuple(units), "place": place}
 
 
@@ -222,7 +240,17 @@ def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _text(item: object, where: str) -> str:
     if not isinstance(item, str) or not item.strip():
         raise InputError(f"{where}: must be a text, not {item!r:.60}")
+    try:
+        item.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: {item!r:.60} cannot be written as UTF-8") from error
     return item
+
+
+def _rate(rate_hz: object, where: str) -> float:
+    if not isinstance(rate_hz, (int, float, np.number)) or not 0 < rate_hz < np.inf:
+        raise InputError(f"{where}: needs rate_hz, how many values make a second, not {rate_hz!r:.60}")
+    return float(rate_hz)
 
 
 def _medium(modality: Modality, item: object, where: str, how: Mapping[str, Any]) -> Part:
@@ -230,14 +258,16 @@ def _medium(modality: Modality, item: object, where: str, how: Mapping[str, Any]
     if isinstance(item, (str, Path)):
         try:
             item = Path(item).read_bytes()
-        except OSError as error:
-            raise InputError(f"{where}: {item} cannot be read ({error.strerror})") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{where}: {str(item)!r:.200} cannot be read ({reason})") from error
     if modality == "image":
         return Part(type="image", file="image", data=_picture(item, where))
     if modality == "audio":
         if isinstance(item, bytes):
             return Part(type="audio", file="audio", data=item)
-        return Part(type="audio", data=_wave(item, where, how["rate_hz"]), rate_hz=how["rate_hz"])
+        rate_hz = _rate(how["rate_hz"], where)
+        return Part(type="audio", data=_wave(item, where), rate_hz=rate_hz)
     if modality != "sensor":
         raise InputError(f"{where}: {modality} cannot be given here")
     return _series(item, where, how)
@@ -248,7 +278,8 @@ def _picture(item: object, where: str) -> bytes:
     if isinstance(item, bytes):
         return item
     if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (3, 4)):
+        channels = item.shape[2:]
+        if item.dtype != np.uint8 or item.ndim < 2 or not item.size or channels not in ((), (3,), (4,)):
             raise InputError(
                 f"{where}: an array must be uint8 [height, width, 3 or 4] or [height, width], "
                 f"not {item.dtype} {list(item.shape)}"
@@ -256,36 +287,42 @@ def _picture(item: object, where: str) -> bytes:
         item = Image.fromarray(item)
     if not isinstance(item, Image.Image):
         raise InputError(f"{where}: must be a path, bytes, array or PIL image, not {type(item).__name__}")
+    if not min(item.size):
+        raise InputError(f"{where}: a picture of {item.width} x {item.height} pixels")
     if item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what a PNG can hold
         item = item.convert("RGB")
     file = io.BytesIO()
-    item.save(file, "PNG", compress_level=1)
+    try:
+        item.save(file, "PNG", compress_level=1)
+    except (OSError, ValueError, SyntaxError) as error:  # a PIL image reads its file only now
+        raise InputError(f"{where}: cannot be read ({error})") from error
     return file.getvalue()
 
 
-def _wave(item: object, where: str, rate_hz: float | None) -> np.ndarray:
-    """float32 [T], the mean of the channels; integers are scaled to -1..1."""
-    if not isinstance(item, np.ndarray) or item.ndim not in (1, 2) or not item.size:
-        raise InputError(f"{where}: must be a path, bytes, or an array [T] or [T, channels]")
-    if rate_hz is None or not rate_hz > 0:
-        raise InputError(f"{where}: an array needs rate_hz, how many values make a second")
-    scale = 1.0 if item.dtype.kind == "f" else float(np.iinfo(item.dtype).max)
-    wave = item.astype(np.float32) / np.float32(scale)
+def _wave(item: object, where: str) -> np.ndarray:
+    """float32 [T], the mean of the channels; integers are scaled to -1..1, unsigned ones around their middle."""
+    if not isinstance(item, np.ndarray) or item.ndim not in (1, 2) or not item.size or item.dtype.kind not in "fiu":
+        raise InputError(f"{where}: must be a path, bytes, or an array of numbers [T] or [T, channels]")
+    scale = 1.0 if item.dtype.kind == "f" else 2.0 ** (8 * item.dtype.itemsize - 1)
+    middle = scale if item.dtype.kind == "u" else 0.0
+    wave = ((item - middle) / scale).astype(np.float32) if scale > 1 else item.astype(np.float32)
     wave = wave.mean(axis=1) if wave.ndim == 2 else wave
-    if not np.isfinite(wave).all():
-        raise InputError(f"{where}: holds NaN or infinity")
+    if not (np.abs(wave) <= MEASURABLE).all():
+        raise InputError(f"{where}: holds NaN or values beyond all measure; sound lies between -1 and 1")
     return wave
 
 
 def _series(item: object, where: str, how: Mapping[str, Any]) -> Part:
     if isinstance(item, np.ndarray):
+        if item.dtype.kind not in "fiu" or not item.size:
+            raise InputError(f"{where}: an array must be of numbers [T, C], not {item.dtype} {list(item.shape)}")
         file = io.BytesIO()
         np.save(file, np.asarray(item, dtype=np.float32), allow_pickle=False)
         item = file.getvalue()
     if not isinstance(item, bytes):
         raise InputError(f"{where}: must be a path of an npy file, bytes, or an array [T, C]")
-    if how["rate_hz"] is None or not how["rate_hz"] > 0 or not how["channels"]:
-        raise InputError(f"{where}: a series needs rate_hz, and channels and units by name")
+    if not how["channels"]:
+        raise InputError(f"{where}: a series needs channels and units by name")
     if len(how["channels"]) != len(how["units"]):
         raise InputError(f"{where}: {len(how['channels'])} channels, but {len(how['units'])} units")
-    return Part(type="sensor", file="npy", data=item, **how)
+    return Part(type="sensor", file="npy", data=item, **{**how, "rate_hz": _rate(how["rate_hz"], where)})

@@ -195,14 +195,18 @@ def load(folder: Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict[str
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: model.{error.problems[0]}") from error
     except Exception as error:  # a constructor's own complaint about its arguments
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{folder / CONFIG}: model cannot be built ({reason}); was it edited?") from error
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"{folder / CONFIG}: model is a {type(model).__name__}, no module; was it edited?")
     _fill(model, stored, folder / WEIGHTS)
     return model.eval(), config
 
 
 def locate(path: Path) -> Path:
     """The checkpoint folder that a run folder or checkpoint folder means. Raises CheckpointError for anything else."""
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r}: no file name")
     if path.is_file():
         raise CheckpointError(f"{path}: {_kind(path)}; give a checkpoint folder (config.yaml, model.safetensors, …)")
     for folder in (path / "checkpoint", path):
@@ -214,7 +218,7 @@ def locate(path: Path) -> Path:
                 return standing
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder")
-    pickles = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICKLES)
+    pickles = sorted(p for p in (*path.glob("*"), *path.glob("*/*")) if p.suffix.lower() in PICKLES and p.is_file())
     if pickles:
         raise CheckpointError(f"{pickles[0]}: {_kind(pickles[0])}; and {path} holds no {CONFIG} with {WEIGHTS}")
     raise CheckpointError(f"{path}: no checkpoint ({CONFIG} and {WEIGHTS} are missing)")
@@ -316,6 +320,9 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
+            numbers = (number for _, shape, begin, end in spans.values() for number in (*shape, begin, end))
+            if not all(type(number) is int for number in numbers):
+                raise ValueError("shapes and offsets are whole numbers")
             ordered = sorted(spans.items(), key=lambda item: item[1][2:])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path}: its header is no safetensors header; copy the folder again") from error

@@ -23,6 +23,7 @@ from torch import Tensor
 Modality = Literal["image", "audio", "sensor", "video", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "sensor", "video", "text")
 
+MEASURABLE = 1e12  # no value, time or rate of a sample is larger; its square is still a float32
 IGNORE = -100  # the label that no loss reads, as in torch.nn.functional.cross_entropy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_a_pipeline_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c", config=broken, model=network, tokenizer=TOKENIZER, lineage={}, card="")
     with pytest.raises(CheckpointError, match="pipeline cannot be built"):
         mmfusion.load(tmp_path / "c")
+
+
+def test_parts_of_another_kind_than_a_model(folder: Path, tmp_path: Path) -> None:
+    network = config.build(tree()["model"])
+    other = {**tree(), "pipeline": node("models.attention.rules.Document")}
+    checkpoint.save(tmp_path / "a", config=other, model=network, tokenizer=TOKENIZER, lineage={}, card="")
+    with pytest.raises(CheckpointError, match="pipeline cannot be built"):
+        mmfusion.load(tmp_path / "a")
+    encoder = tree()["model"]["encoders"]["text"]
+    other = {**tree(), "model": encoder}
+    checkpoint.save(tmp_path / "b", config=other, model=config.build(encoder), tokenizer=TOKENIZER, lineage={}, card="")
+    with pytest.raises(CheckpointError, match="model is a TextEncoder, no MultimodalModel"):
+        mmfusion.load(tmp_path / "b")
 
 
 def test_loading_needs_no_lightning(folder: Path) -> None:
@@ -254,7 +268,7 @@ def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
         ({"image": b"x", "text": "y"}, "one modality"),
         ({"image": b"no picture"}, r"image\[0\].*corrupt picture"),
         ({"image": [png(picture()), b"GIF89a"]}, r"image\[1\]"),
-        ({"image": "nowhere.png"}, "nowhere.png cannot be read"),
+        ({"image": "nowhere.png"}, "nowhere.png' cannot be read"),
         ({"image": np.zeros((4, 4, 3))}, "uint8"),
         ({"image": np.zeros((4, 4, 5), np.uint8)}, "uint8"),
         ({"image": 3}, "must be a path"),
@@ -267,6 +281,20 @@ def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
         ({"sensor": np.zeros((9, 3)), **WATCH}, "3"),
         ({"sensor": np.zeros((9, 2)), **WATCH, "units": ["furlong", "g"]}, "unknown unit"),
         ({"sensor": np.full((9, 2), np.nan), **WATCH}, "empty series"),
+        ({"image": []}, "image: an empty list"),
+        ({"image": np.zeros((0, 4, 3), np.uint8)}, "uint8"),
+        ({"image": Image.new("RGB", (0, 4))}, "0 x 4 pixels"),
+        ({"image": Image.open(io.BytesIO(png(picture(size=(256, 256)))[:3000]))}, "truncated"),
+        ({"image": "a\0b"}, "cannot be read"),
+        ({"audio": np.array([None, 1]), "rate_hz": 16000}, "numbers"),
+        ({"audio": np.zeros(100), "rate_hz": np.inf}, "rate_hz"),
+        ({"audio": np.zeros(100), "rate_hz": "16000"}, "rate_hz"),
+        ({"audio": np.full(100, 1e30), "rate_hz": 16000}, "beyond all measure"),
+        ({"sensor": np.zeros((0, 2)), **WATCH}, "numbers"),
+        ({"sensor": np.array([["a", "b"]]), **WATCH}, "numbers"),
+        ({"sensor": np.zeros((9, 2)), **WATCH, "rate_hz": np.nan}, "rate_hz"),
+        ({"sensor": np.zeros((9, 1)), **WATCH, "channels": "x", "units": "g"}, "list of names"),
+        ({"text": "\ud800"}, "UTF-8"),
         ({"text": ""}, "must be a text"),
         ({"text": [3]}, "must be a text"),
         ({"image": Part(type="text", text="x")}, "part of type text"),
@@ -276,6 +304,41 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
     with pytest.raises(InputError, match=words) as caught:
         model.embed(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_new": 0}, "max_new: must be greater than 0, not 0"),
+        ({"temperature": -1.0}, "temperature: must be greater than or equal to 0"),
+        ({"temperature": math.nan}, "temperature: must be a finite number"),
+        ({"top_p": 0}, "top_p: must be greater than 0"),
+        ({"seed": "x"}, "seed: must be a valid integer"),
+        ({"prompt": None}, "prompt: must be a text"),
+        ({"prompt": ["en"]}, "prompt: must be a text"),
+        ({"prompt": "x y " * 200}, "document longer than a row"),
+    ],
+)
+def test_ways_to_say_that_there_are_not(model: Model, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        model.generate(image=picture(), **arguments)
+
+
+def test_an_embedding_with_more_rows_than_pieces_says_only_pieces(tmp_path: Path) -> None:
+    larger = tree()
+    for part in (larger["model"]["decoder"], larger["model"]["encoders"]["text"]):
+        part["vocab"] = 60_000
+    checkpoint.save(
+        tmp_path / "c", config=larger, model=config.build(larger["model"]), tokenizer=TOKENIZER, lineage={}, card=""
+    )
+    assert isinstance(mmfusion.load(tmp_path / "c").generate(image=picture(), temperature=5.0, max_new=20), str)
+
+
+def test_unsigned_sound_lies_around_its_middle(model: Model) -> None:
+    tone = np.sin(np.arange(8000) / 9).astype(np.float32)
+    of_bytes = (128 + 127 * tone).astype(np.uint8)
+    embedded = model.embed(audio=[of_bytes, (of_bytes.astype(np.float32) - 128) / 128], rate_hz=16000)
+    assert np.array_equal(embedded[0], embedded[1])
 
 
 def test_generate_wants_lists_of_one_length(model: Model) -> None:

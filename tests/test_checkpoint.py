@@ -171,6 +171,9 @@ def test_hostile_safetensors(folder: Path) -> None:
         b"{",
         b'{"a": 1}',
         b'{"a": {"dtype": "F32", "shape": 3, "data_offsets": "xy"}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1.5]}}',
+        b'{"a": {"dtype": "F32", "shape": "ab", "data_offsets": [0, 0]}}',
         b"[" * 5000,
     ):
         header(folder, nonsense)
@@ -260,6 +263,7 @@ def test_own_classes_only_when_named(folder: Path) -> None:
         (lambda t: t.update(format=True), ("format",)),
         (lambda t: t.pop("pipeline"), ("pipeline", "missing")),
         (lambda t: t["model"].update(in_features="three"), ("model", "cannot be built")),
+        (lambda t: t.update(model={}), ("model is a dict, no module",)),
     ],
 )
 def test_configurations_that_are_not_ours(
@@ -304,6 +308,9 @@ def test_what_is_no_checkpoint(tmp_path: Path, folder: Path) -> None:
     refused(tmp_path / "nowhere", "nowhere", "no such folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no checkpoint")
+    (tmp_path / "empty" / "folder.pt").mkdir()
+    refused(tmp_path / "empty", "no checkpoint")
+    refused(tmp_path / "a\0b", "no file name")
     (tmp_path / "page.html").write_text("<html>")
     refused(tmp_path / "page.html", "give a checkpoint folder")
     for name in ("tokenizer.model", "lineage.json"):

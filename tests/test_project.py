@@ -106,7 +106,7 @@ def test_the_readme_in_full(tmp_path: Path) -> None:
         if program != "mmfusion":
             continue
         if "runs/quickstart/TIME" in command:
-            newest = max((clone / "runs" / "quickstart").iterdir(), key=lambda run: run.name)
+            newest = max((clone / "runs" / "quickstart").glob("*/config.yaml")).parent  # a sweep's folder has none
             arguments = [a.replace("runs/quickstart/TIME", str(newest)) for a in arguments]
         ended = subprocess.run(
             [sys.executable, "-m", "mmfusion.cli.main", *arguments], cwd=clone, capture_output=True, text=True

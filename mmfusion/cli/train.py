@@ -123,6 +123,7 @@ def train(
         raise KeyboardInterrupt from error
     finally:
         torch.set_num_threads(threads)
+    data.skips.end()
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)

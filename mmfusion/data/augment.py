@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from PIL import Image, ImageFilter
 
-from mmfusion.data.series import array, cut, length_s, times_of
+from mmfusion.data.series import array_of, cut, length_s, times_of
 from mmfusion.types import Part, Sample
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's own grey
@@ -51,7 +51,7 @@ class AugmentImage:
 
     def __call__(self, part: Part, rng: random.Random) -> Part:
         """uint8 [height, width, 3] to the same shape."""
-        pixels = array(part)
+        pixels = array_of(part)
         corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=0)
         picture = Image.fromarray(pixels).transform(
             (pixels.shape[1], pixels.shape[0]),
@@ -118,7 +118,7 @@ class AugmentAudio:
 
     def __call__(self, part: Part, rng: random.Random) -> Part:
         """float32 [T] to float32 [T'] at the same rate."""
-        wave, rate = array(part), part.rate_hz or 1.0
+        wave, rate = array_of(part), part.rate_hz or 1.0
         most = max(1, round(self.crop_s * rate))
         first = rng.randrange(len(wave) - most + 1) if len(wave) > most else 0
         wave = wave[first : first + most]
@@ -158,7 +158,7 @@ class AugmentSensor:
         window_s = self.window_s * speed
         spare = length_s(part) - window_s
         part = cut(part, rng.uniform(0, spare) if spare > 0 else 0.0, window_s)
-        series = array(part) * np.float32(_around_one(self.scale, rng))
+        series = array_of(part) * np.float32(_around_one(self.scale, rng))
         turn = _rotation(rng.uniform(0, self.rotate), rng)
         for triad in triads(part):
             series[:, triad] = series[:, triad] @ turn.T

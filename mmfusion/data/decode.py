@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from mmfusion.data.cache import Cache
 from mmfusion.data.media import check_ogg, check_wav, npy_array, npy_header
-from mmfusion.types import DataError, Modality, Part, Sample, SkipSample
+from mmfusion.types import MEASURABLE, DataError, Modality, Part, Sample, SkipSample
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -127,8 +127,10 @@ def _decode_audio(part: Part, limits: Limits) -> Part:
             raise SkipSample("truncated sound", f"{len(wave)} of {sound.frames} frames")
         rate = float(sound.samplerate)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
-    if not np.isfinite(mono).all():
+    if np.isnan(mono).any():
         raise SkipSample("NaN in sound")
+    if np.abs(mono).max() > MEASURABLE:
+        raise SkipSample("values beyond all measure", "sound lies between -1 and 1")
     return dataclasses.replace(part, data=np.ascontiguousarray(mono), rate_hz=rate)
 
 
@@ -148,21 +150,22 @@ def check_series(part: Part) -> tuple[int, int]:
 
 
 def _decode_sensor(part: Part, limits: Limits) -> Part:
-    """float32 [T, C], NaN where nothing (or infinity) was measured, and float64 [T] seconds after start_s."""
+    """float32 [T, C], NaN where nothing (or what cannot be) was measured, and float64 [T] seconds after start_s."""
     steps, channels = check_series(part)
     if steps * channels > limits.series_values:
         raise SkipSample("series too long", f"{steps} x {channels} values, at most {limits.series_values}")
     if steps == 0:
         raise SkipSample("empty series")
-    series = np.array(npy_array(_bytes(part)), dtype=np.float32)
-    series[~np.isfinite(series)] = np.nan
+    with np.errstate(over="ignore"):
+        series = np.array(npy_array(_bytes(part)), dtype=np.float32)
+    series[~(np.abs(series) <= MEASURABLE)] = np.nan  # infinity too
     if np.isnan(series).all():
         raise SkipSample("empty series", "no value was measured")
     if part.rate_hz is not None:
         times = np.arange(steps) / part.rate_hz
     else:
         times = npy_array(_bytes(part, times=True)).astype(np.float64)
-        if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        if not (np.abs(times) <= MEASURABLE).all() or (np.diff(times) <= 0).any():
             raise SkipSample("times run backwards", f"{part.times}: each must be later than the one before")
     return dataclasses.replace(part, data=series, times_s=times)
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from mmfusion.types import MODALITIES, Answer, Modality, Part, Sample, SkipSample
+from mmfusion.types import MEASURABLE, MODALITIES, Answer, Modality, Part, Sample, SkipSample
 
 MAX_TEXT_CHARS = 100_000
 _Item = TypeVar("_Item")
@@ -98,15 +98,15 @@ def _number(value: object) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
-        raise _Invalid("must be finite")
+    if not abs(number) <= MEASURABLE:
+        raise _Invalid(f"must be a number between ±{MEASURABLE:g}")
     return number
 
 
 def _rate(value: object) -> float:
     number = _number(value)
-    if number <= 0:
-        raise _Invalid(f"must be positive, not {number}")
+    if not 1e-9 <= number <= 1e9:
+        raise _Invalid(f"must be between 1e-9 and 1e9 Hz, not {number}")
     return number
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import struct
+import tokenize
 import zlib
 
 import numpy as np
@@ -31,7 +32,7 @@ def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
         wide = data[6:7] == b"\x02"
         start = (12 if wide else 10) + int.from_bytes(data[8 : 12 if wide else 10], "little")
         shape, fortran, dtype = _parse_npy(data[:start])
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise DataError(f"no npy file ({str(error).splitlines()[0] if str(error) else error!r:.100})") from None
     if dtype.kind not in "fiu":
         raise DataError(f"an npy of {dtype}: only numbers are read, no objects")

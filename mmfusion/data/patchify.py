@@ -21,7 +21,7 @@ from PIL import Image
 
 from mmfusion.data.gradients import cells
 from mmfusion.data.order import stable_hash
-from mmfusion.data.series import array, base_units, length_s, scaled, step_s, times_of
+from mmfusion.data.series import array_of, base_units, length_s, scaled, step_s, times_of
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Modality, Part, SkipSample
 
@@ -103,7 +103,7 @@ class PatchifyImage:
         self.cell_px, self.orientations = cell_px, orientations
 
     def __call__(self, part: Part) -> PartPatches:
-        made = cells(self._resized(array(part)), self.cell_px, self.orientations)
+        made = cells(self._resized(array_of(part)), self.cell_px, self.orientations)
         p, b = self.patch_px // self.cell_px, math.isqrt(self.merge)
         rows, columns = made.shape[0] // p, made.shape[1] // p
         coords, valid = _grid(rows, columns, b)
@@ -220,7 +220,7 @@ class PatchifyAudio:
         return np.maximum((mel - spectrum) / (loud.std() + np.float32(0.1)), FLOOR), spectrum
 
     def __call__(self, part: Part) -> PartPatches:
-        wave, rate = array(part), part.rate_hz
+        wave, rate = array_of(part), part.rate_hz
         if rate is None:
             raise TypeError(f"{part.file}: decoded sound has a rate")
         wave = _resampled(wave[: math.ceil(self.max_s * rate)], rate, self.rate_hz)

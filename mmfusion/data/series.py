@@ -56,7 +56,7 @@ def scaled(part: Part) -> np.ndarray:
 
     Raises SkipSample for a unit that is not in UNITS: guessing would mix scales.
     """
-    series = array(part)
+    series = array_of(part)
     rules = [_rule(unit) for unit in part.units]
     factor = np.array([f / size for _, f, _, size in rules], dtype=np.float32)
     offset = np.array([o / size for _, _, o, size in rules], dtype=np.float32)
@@ -74,7 +74,7 @@ def _rule(unit: str) -> tuple[str, float, float, float]:
     return UNITS[unit]
 
 
-def array(part: Part) -> np.ndarray:
+def array_of(part: Part) -> np.ndarray:
     """A decoded part's array."""
     if not isinstance(part.data, np.ndarray):
         raise TypeError(f"{part.file}: is not decoded")
@@ -115,7 +115,7 @@ def cut(part: Part, start_s: float, window_s: float) -> Part:
     return dataclasses.replace(
         part,
         start_s=part.start_s + float(begin),
-        data=array(part)[first:last],
+        data=array_of(part)[first:last],
         times_s=times[first:last] - begin,
     )
 

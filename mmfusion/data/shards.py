@@ -78,6 +78,8 @@ def _entry(path: Path, i: int, raw: object) -> ShardEntry:
     if not isinstance(raw.get("hours", 0.0), int | float):
         raise fault("field 'hours' is no number")
     name = raw["file"]
+    if "\0" in name:
+        raise fault(f"names {name!r}, which is no file name")
     if "://" in name or name.startswith(("pipe:", "file:")):
         raise fault(f"names {name!r}: only files beside the manifest are read, no pipe, no address")
     if not (path.parent / name).resolve().is_relative_to(path.parent.resolve()):

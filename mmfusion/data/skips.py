@@ -28,8 +28,16 @@ class Skips:
         self.skipped.update(skipped)
         holes = self.skipped.total()
         if holes == self.seen >= _FEW or (self.seen >= self.patience and holes > self.max_fraction * self.seen):
-            reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
-            raise DataError(
-                f"{holes} of {self.seen} samples cannot be used ({reasons}); data.max_skipped_fraction is "
-                f"{self.max_fraction}: mend the data or raise it"
-            )
+            raise self._too_many()
+
+    def end(self) -> None:
+        """Raises DataError if there was nothing but holes."""
+        if self.seen and self.skipped.total() == self.seen:
+            raise self._too_many()
+
+    def _too_many(self) -> DataError:
+        reasons = ", ".join(f"{reason} ({n})" for reason, n in self.skipped.most_common())
+        return DataError(
+            f"{self.skipped.total()} of {self.seen} samples cannot be used ({reasons}); data.max_skipped_fraction is "
+            f"{self.max_fraction}: mend the data or raise it"
+        )

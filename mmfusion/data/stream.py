@@ -21,7 +21,7 @@ from mmfusion.data.format import sample_from_members
 from mmfusion.data.order import Order, global_batch, permute, seed_of, stable_hash, stripe
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.select import Select
-from mmfusion.data.series import array
+from mmfusion.data.series import array_of
 from mmfusion.data.shards import ShardSet
 from mmfusion.data.skips import Skips
 from mmfusion.types import Batch, DataError, Sample, SkipSample
@@ -75,7 +75,7 @@ class Preparation:
         return decode_sample(sample, self.limits, self.cache)
 
     def count_masked(self, sample: Sample, seed: int) -> Sample:
-        self.masked += sum(int(np.isnan(array(part)).sum()) for part in sample.of("sensor"))
+        self.masked += sum(int(np.isnan(array_of(part)).sum()) for part in sample.of("sensor"))
         return sample
 
     def batch(self, drawn: Iterable[tuple[int, Callable[[], Sample]]], seed: int) -> Batch:

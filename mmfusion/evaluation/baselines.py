@@ -53,11 +53,12 @@ def gradients_and_blur(pictures: Sequence[np.ndarray]) -> np.ndarray:
         ]
     )
     colour = np.stack([gaussian_filter(1 - square, (3, 3, 0))[2::4, 2::4].ravel() for square in squares])
-    return np.concatenate([_unit(shape), _unit(colour)], axis=1).astype(np.float32)
+    return np.concatenate([unit(shape), unit(colour)], axis=1).astype(np.float32)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Each row [..., F] at length one; zeros stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
 
 
 def nearest(queries: np.ndarray, gallery: np.ndarray, k: int = 1) -> np.ndarray:

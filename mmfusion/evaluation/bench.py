@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from mmfusion.data.decode import decode_part
-from mmfusion.data.series import base_units
+from mmfusion.data.series import array_of, base_units
 from mmfusion.data.shards import ShardSet, read_manifest
 from mmfusion.evaluation.statistics import Statistic
 from mmfusion.types import Modality, Part, Sample, SkipSample
@@ -198,13 +198,6 @@ def same_pictures(pictures: Sequence[Part]) -> list[int]:
     numbers: dict[tuple[object, bytes], int] = {}
     arrays = [array_of(picture) for picture in pictures]
     return [numbers.setdefault((array.shape, array.tobytes()), len(numbers)) for array in arrays]
-
-
-def array_of(part: Part) -> np.ndarray:
-    """A decoded part's array; TypeError for one that still holds bytes."""
-    if not isinstance(part.data, np.ndarray):
-        raise TypeError(f"{part.type} part is not decoded")
-    return part.data
 
 
 def _identity(part: Part) -> bytes:

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Gt
 
-from mmfusion.data.series import windows
+from mmfusion.data.series import array_of, windows
 from mmfusion.evaluation import baselines
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, array_of, same_pictures, text_of
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, same_pictures, text_of
 from mmfusion.types import Part, Sample
 
 # ------------------------------------------------------------------------------------------------- which class is it?
@@ -59,10 +59,19 @@ def class_by_name(
         tuple(item.part for item in asked), tuple(item.sample.key for item in asked), clusters,
         tuple(called[c] for c in classes), scores, right,
     )  # fmt: skip
-    answers = baselines.logistic_regression(_features(train), [i.label for i in train], _features(asked))
-    hits = np.array([answer == item.label for answer, item in zip(answers, asked, strict=True)], dtype=float)
     chance = baselines.commonest([item.label for item in asked])[1]
-    return Result((Outcome("accuracy", found.recall(1), clusters, chance, {"logistic regression": hits}),), found)
+    return Result((Outcome("accuracy", found.recall(1), clusters, chance, _regression(train, asked)),), found)
+
+
+def _regression(train: Sequence[_Labelled], asked: Sequence[_Labelled]) -> dict[str, np.ndarray]:
+    """Right or wrong, for each that is asked; nothing where series have different channels, which it cannot read."""
+    features = [_features(item.part) for item in (*train, *asked)]
+    if len({len(one) for one in features}) > 1:
+        return {}
+    known, wanted = np.stack(features[: len(train)]), np.stack(features[len(train) :])
+    answers = baselines.logistic_regression(known, [item.label for item in train], wanted)
+    hits = [answer == item.label for answer, item in zip(answers, asked, strict=True)]
+    return {"logistic regression": np.array(hits, dtype=float)}
 
 
 def _labelled(
@@ -84,20 +93,16 @@ def _class_names(train: Sequence[_Labelled], language: str) -> dict[str, str]:
     return {label: min(counts, key=lambda text: (-counts[text], text)) for label, counts in texts.items()}
 
 
-def _features(items: Sequence[_Labelled]) -> np.ndarray:
-    if items[0].part.type == "audio":
-        return np.stack([baselines.sound_features(array_of(i.part), i.part.rate_hz or 16000) for i in items])
-    return np.stack([baselines.series_features(array_of(item.part)) for item in items])
+def _features(part: Part) -> np.ndarray:
+    if part.type == "audio":
+        return baselines.sound_features(array_of(part), part.rate_hz or 16000)
+    return baselines.series_features(array_of(part))
 
 
 def embed_series(bench: Bench, part: Part, window_s: float) -> np.ndarray:
     """[E]: of a series the mean over its windows, each half overlapping the next; a sound is one window."""
     cut = list(windows(part, window_s, window_s / 2)) if part.type == "sensor" else [part]
-    return _unit(bench.embed(cut).mean(0))
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
+    return baselines.unit(bench.embed(cut).mean(0))
 
 
 # ---------------------------------------------------------------------------------------- which picture does it name?
@@ -176,7 +181,7 @@ def by_modality(bench: Bench, *, source: str | None, language: str = "en") -> Re
     outcomes = []
     for size in (1, 2, 3):
         for subset in itertools.combinations(embedded, size):
-            scores = _unit(np.mean([embedded[m] for m in subset], axis=0)) @ names.T
+            scores = baselines.unit(np.mean([embedded[m] for m in subset], axis=0)) @ names.T
             found = Retrieval((), (), clusters, candidates, scores, right)
             metric = f"R@1 from {' + '.join(subset)}"
             outcomes.append(Outcome(metric, found.recall(1), clusters, found.chance(1), subset=subset))

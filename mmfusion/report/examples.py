@@ -13,8 +13,8 @@ import soundfile
 from markupsafe import Markup
 from PIL import Image
 
-from mmfusion.data.series import cut, length_s, times_of
-from mmfusion.evaluation.bench import Embedder, Retrieval, array_of
+from mmfusion.data.series import array_of, cut, length_s, times_of
+from mmfusion.evaluation.bench import Embedder, Retrieval
 from mmfusion.evaluation.measure import Evaluation
 from mmfusion.evaluation.wording import exact
 from mmfusion.report import svg

@@ -187,11 +187,14 @@ def test_the_ogg_checksum_against_a_bitwise_one() -> None:
         assert ogg_crc(page) == bitwise(page)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_in_a_sound_is_skipped(value: float) -> None:
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(np.nan, "NaN in sound"), (np.inf, "values beyond all measure"), (-1e30, "values beyond all measure")],
+)
+def test_a_sound_with_a_value_that_cannot_be_is_skipped(value: float, reason: str) -> None:
     wave = tone()
     wave[100] = value
-    assert reason_of(sound(wave, "WAV", "FLOAT")) == "NaN in sound"
+    assert reason_of(sound(wave, "WAV", "FLOAT")) == reason
 
 
 def test_rates_and_channels() -> None:
@@ -224,11 +227,11 @@ def test_a_series_of_any_number_type_in_any_order() -> None:
         np.testing.assert_allclose(np.asarray(part.times_s), [0, 0.02, 0.04, 0.06])
 
 
-def test_nan_and_infinity_are_masked() -> None:
-    values = np.ones((4, 3), np.float32)
-    values[1, 0], values[2, 1] = np.nan, -np.inf
+def test_nan_infinity_and_what_cannot_be_are_masked() -> None:
+    values = np.ones((4, 3))
+    values[1, 0], values[2, 1], values[2, 2], values[3, 0] = np.nan, -np.inf, 1e300, -3e38
     part = decode_part(wrist(data=npy(values)))
-    assert np.isnan(np.asarray(part.data)).sum() == 2
+    assert np.isnan(np.asarray(part.data)).sum() == 4
     with pytest.raises(SkipSample, match="no value was measured"):
         decode_part(wrist(data=npy(np.full((4, 3), np.nan))))
     with pytest.raises(SkipSample, match="empty series"):
@@ -255,6 +258,7 @@ def test_hostile_arrays_stop_the_run_before_anything_is_allocated() -> None:
         (npy(np.array([[None, 1, 2]], dtype=object)), "only numbers"),
         (npy(np.array([[(1, 2)]], dtype=[("a", int), ("b", int)])), "only numbers"),
         (b"\x93NUMPY\x01\x00\x10\x00" + b"__import__('os') ", "no npy"),
+        (npy(np.zeros((4, 3))).replace(b"}", b" "), "no npy"),
         (npy(np.zeros((4, 3)))[:-1], "claims"),
         (npy(np.zeros((4, 2))), "3 channels"),
     ]:
@@ -304,3 +308,9 @@ def test_too_many_holes_stop_the_run() -> None:
     few.add(15, {"no parts": 15})
     with pytest.raises(DataError, match="16 of 16"):
         few.add(1, {"no parts": 1})
+    nothing, something = Skips(), Skips()
+    nothing.add(3, {"no parts": 3})
+    something.add(3, {"no parts": 2})
+    something.end()
+    with pytest.raises(DataError, match="3 of 3"):
+        nothing.end()

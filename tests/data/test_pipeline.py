@@ -141,6 +141,7 @@ def test_patchify_under_a_wrong_name_is_refused(tokenizer: SentencePieceTokenize
         Pipeline(tokenizer=tokenizer, patchify={"audio": small_patchify()["image"]}, row_length=64)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_sound_beyond_all_measure_is_skipped(pipeline: Pipeline) -> None:
     clip = Part(type="audio", file="wav", data=np.full(8000, 1e30, np.float32), rate_hz=16_000)
     with np.errstate(all="ignore"), pytest.raises(SkipSample, match="audio is not finite when cut"):

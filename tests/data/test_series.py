@@ -9,7 +9,7 @@ import pytest
 from tiny_media import npy, wrist
 
 from mmfusion.data.decode import decode_part
-from mmfusion.data.series import array, base_units, cut, length_s, scaled, times_of, windows
+from mmfusion.data.series import array_of, base_units, cut, length_s, scaled, times_of, windows
 from mmfusion.types import Part, SkipSample
 
 
@@ -53,21 +53,21 @@ def test_a_window_starts_its_own_clock() -> None:
     part = dataclasses.replace(ramp(), start_s=5.0)
     assert length_s(part) == pytest.approx(10.0)
     window = cut(part, 2.0, 3.0)
-    assert array(window)[:, 0].tolist() == list(range(20, 50))
+    assert array_of(window)[:, 0].tolist() == list(range(20, 50))
     np.testing.assert_allclose(times_of(window), np.arange(30) / 10, atol=1e-9)
     assert (window.start_s, length_s(window)) == (7.0, pytest.approx(3.0))
 
 
 def test_windows_are_all_whole_ones() -> None:
-    starts = [array(w)[0, 0] / 10 for w in windows(ramp(105), 4.0, 2.0)]
+    starts = [array_of(w)[0, 0] / 10 for w in windows(ramp(105), 4.0, 2.0)]
     assert starts == [0.0, 2.0, 4.0, 6.0]
-    assert [len(array(w)) for w in windows(ramp(40), 4.0, 2.0)] == [40]
-    assert [len(array(w)) for w in windows(ramp(7), 4.0, 2.0)] == [7]
+    assert [len(array_of(w)) for w in windows(ramp(40), 4.0, 2.0)] == [40]
+    assert [len(array_of(w)) for w in windows(ramp(7), 4.0, 2.0)] == [7]
 
 
 def test_windows_of_uneven_times() -> None:
     times = np.array([0.0, 0.1, 0.2, 5.0, 5.1, 5.2])
     part = ramp(6, rate_hz=None, times="t.npy", times_s=npy(times))
     cuts = list(windows(part, 2.0, 1.0))
-    assert [len(array(w)) for w in cuts] == [3, 1, 1, 1]  # never empty, even inside the gap
+    assert [len(array_of(w)) for w in cuts] == [3, 1, 1, 1]  # never empty, even inside the gap
     assert [round(w.start_s, 6) for w in cuts] == [0.0, 1.0, 2.0, 3.0]

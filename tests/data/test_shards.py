@@ -180,6 +180,7 @@ def test_a_changed_shard_differs_from_its_checksum(tmp_path: Path) -> None:
         ("pipe:touch pwned", "no pipe"),
         ("file:/etc/passwd", "no pipe"),
         ("https://example.org/a.tar", "no pipe"),
+        ("a\0b.tar", "no file name"),
         ("../outside.tar", "outside"),
         ("/etc/passwd", "outside"),
         ("link.tar", "outside"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,22 @@ def test_zero_shot_series_by_subject(root: Path) -> None:
     result = signals.class_by_name(bench, source="watch", modality="sensor", label="activity", cluster="subject")
     assert result.outcomes[0].clusters == ("s5", "s6", "s5", "s6")
     assert result.outcomes[0].values.tolist() == [1, 1, 1, 1]
+
+
+def test_series_of_other_channels_than_those_in_training_have_no_regression_beside(tmp_path: Path) -> None:
+    def with_two_channels(sample: Sample) -> Sample:
+        part = sample.parts[0]
+        file = io.BytesIO()
+        assert isinstance(part.data, bytes)
+        np.save(file, np.repeat(np.load(io.BytesIO(part.data)), 2, axis=1))
+        part = replace(part, channels=("x", "y"), units=("g", "g"), data=file.getvalue())
+        return replace(sample, parts=(part, *sample.parts[1:]))
+
+    test = [with_two_channels(s) if s.source == "watch" else s for s in samples()["test"]]
+    bench = Bench(Oracle(), write_world(tmp_path, {"test": test}))
+    (outcome,) = signals.class_by_name(bench, source="watch", modality="sensor", label="activity").outcomes
+    assert outcome.values.tolist() == [1, 1, 1, 1]
+    assert outcome.baselines == {}
 
 
 def test_a_series_is_the_mean_of_its_windows(root: Path) -> None:
