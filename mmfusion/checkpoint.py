@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmfusion import __version__
+from mmfusion import __version__, runs
 from mmfusion.config import ConfigError, build, targets
 from mmfusion.data.shards import MANIFEST
 
@@ -101,9 +101,7 @@ def save(
 
 def write_card(folder: Path, card: str) -> None:
     """Replace the model card of a checkpoint, whole or not at all."""
-    draft = folder / f".{CARD}.draft"
-    draft.write_text(card, encoding="utf-8")
-    draft.replace(folder / CARD)
+    runs.write(folder / CARD, card)
 
 
 def lineage(

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from mmfusion import runs
 from mmfusion.evaluation.measure import Evaluation, Row
 from mmfusion.report import svg
 from mmfusion.report.examples import Example, share_right
@@ -49,9 +50,7 @@ def write(
         curves=loss_curves(history),
         counts=counts,
     )  # fmt: skip
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    runs.write(path, page)
 
 
 def environment(html: bool = True) -> jinja2.Environment:
