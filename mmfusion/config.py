@@ -261,9 +261,9 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
         made = target if inspect.isclass(target) else _hints(target).get("return")
         if expected and not (inspect.isclass(made) and issubclass(made, expected)):
             yield f"{path}._target_: {value['_target_']} is no {' or '.join(c.__name__ for c in expected)}"
-        taken = {get_args(option)[0] == [] for option in _options(hint) if get_origin(option) is Callable}
-        if expected and bool(value.get("_partial_")) != (taken == {False}):
-            yield f"{path}._partial_: must be {str(taken == {False}).lower()} here"
+        partial_or_made = {_takes_partial(option) for option in _options(hint) if option is not type(None)}
+        if expected and bool(value.get("_partial_")) not in partial_or_made:
+            yield f"{path}._partial_: must be {str(partial_or_made.pop()).lower()} here"
         yield from _check_call(value, target, path)
     elif isinstance(value, Mapping) and (group := _dataclass(hint)):
         yield f"{path}: must be a node: add `_target_: {group.__module__}.{group.__qualname__}`"
@@ -356,6 +356,11 @@ def _classes(hint: Any) -> tuple[type, ...]:
         elif option is not type(None):
             found.append(option)
     return tuple(found)
+
+
+def _takes_partial(option: Any) -> bool:
+    """Whether a node is left for its receiver to call; a factory without arguments is made by `build_arguments`."""
+    return get_origin(option) is Callable and get_args(option)[0] != []
 
 
 def _dataclass(hint: Any) -> type | None:

@@ -41,6 +41,7 @@ def drive(
     speeds: list[float] | None = None,
     places: Places | None = None,
     hire: Callable[..., Wheel] | None = None,
+    either: Wheel | Callable[..., Wheel] | None = None,
     engine: Any = None,
 ) -> None: ...
 
@@ -92,7 +93,7 @@ def test_one_line_names_key_reason_and_near_match(tree: dict[str, object], expec
 def test_a_right_tree_passes_and_is_built_with_factories_left_to_be_called() -> None:
     tree = {"wheels": {"a": node(size=2)}, "make": node(size=3), "speeds": [1, 2.5]}
     tree |= {"places": node(Places, home="there"), "hire": node(_partial_=True)}
-    assert problems(**tree) == []
+    assert problems(**tree) == problems(either=node(size=1)) == problems(either=node(_partial_=True)) == []
     built = config.build_arguments(tree, drive)
     assert built["wheels"]["a"].size == 2
     first, second = built["make"](), built["make"]()
