@@ -22,7 +22,8 @@ from PIL import Image
 
 from mmfusion import checkpoint
 from mmfusion.config import ConfigError, build, check
-from mmfusion.data.decode import decode_part
+from mmfusion.data.decode import SOUND_HZ, decode_part
+from mmfusion.data.format import SERIES_HZ
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.models.generate import generate
@@ -134,7 +135,8 @@ class Model:
         """
         how = _how(rate_hz, channels, units, place)
         given = _given(image=image, audio=audio, sensor=sensor)
-        sampling = {"max_new": max_new, "temperature": temperature, "top_p": top_p, "seed": seed}
+        given_values = {"max_new": max_new, "temperature": temperature, "top_p": top_p, "seed": seed}
+        sampling: dict[str, Any] = {n: v.item() if isinstance(v, np.generic) else v for n, v in given_values.items()}
         try:
             check({"_partial_": True, **sampling}, generate)
         except ConfigError as error:
@@ -219,8 +221,12 @@ class Model:
 
 def _how(rate_hz: float | None, channels: Sequence[str], units: Sequence[str], place: str | None) -> dict[str, Any]:
     for name, value in (("channels", channels), ("units", units)):
-        if isinstance(value, str):
+        if not isinstance(value, (list, tuple)):
             raise InputError(f"{name}: must be a list of names, not {value!r:.60}")
+        for i, item in enumerate(value):
+            _text(item, f"{name}[{i}]")
+    if place is not None:
+        _text(place, "place")
     return {"rate_hz": rate_hz, "channels": tuple(channels), "units": tuple(units), "place": place}
 
 
@@ -247,10 +253,13 @@ def _text(item: object, where: str) -> str:
     return item
 
 
-def _rate(rate_hz: object, where: str) -> float:
-    if not isinstance(rate_hz, (int, float, np.number)) or not 0 < rate_hz < np.inf:
-        raise InputError(f"{where}: needs rate_hz, how many values make a second, not {rate_hz!r:.60}")
-    return float(rate_hz)
+def _rate(rate_hz: object, where: str, low: float, high: float) -> float:
+    if isinstance(rate_hz, (int, float, np.integer, np.floating)) and not isinstance(rate_hz, bool):
+        number = float(rate_hz)
+        if low <= number <= high:
+            return number
+    problem = f"needs rate_hz, how many values make a second, {low:g} to {high:g}, not {rate_hz!r:.60}"
+    raise InputError(f"{where}: {problem}")
 
 
 def _medium(modality: Modality, item: object, where: str, how: Mapping[str, Any]) -> Part:
@@ -266,8 +275,8 @@ def _medium(modality: Modality, item: object, where: str, how: Mapping[str, Any]
     if modality == "audio":
         if isinstance(item, bytes):
             return Part(type="audio", file="audio", data=item)
-        rate_hz = _rate(how["rate_hz"], where)
-        return Part(type="audio", data=_wave(item, where), rate_hz=rate_hz)
+        wave = _wave(item, where)
+        return Part(type="audio", data=wave, rate_hz=_rate(how["rate_hz"], where, *SOUND_HZ))
     if modality != "sensor":
         raise InputError(f"{where}: {modality} cannot be given here")
     return _series(item, where, how)
@@ -289,10 +298,10 @@ def _picture(item: object, where: str) -> bytes:
         raise InputError(f"{where}: must be a path, bytes, array or PIL image, not {type(item).__name__}")
     if not min(item.size):
         raise InputError(f"{where}: a picture of {item.width} x {item.height} pixels")
-    if item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what a PNG can hold
-        item = item.convert("RGB")
     file = io.BytesIO()
     try:
+        if item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what a PNG can hold
+            item = item.convert("RGB")
         item.save(file, "PNG", compress_level=1)
     except (OSError, ValueError, SyntaxError) as error:  # a PIL image reads its file only now
         raise InputError(f"{where}: cannot be read ({error})") from error
@@ -325,4 +334,4 @@ def _series(item: object, where: str, how: Mapping[str, Any]) -> Part:
         raise InputError(f"{where}: a series needs channels and units by name")
     if len(how["channels"]) != len(how["units"]):
         raise InputError(f"{where}: {len(how['channels'])} channels, but {len(how['units'])} units")
-    return Part(type="sensor", file="npy", data=item, **{**how, "rate_hz": _rate(how["rate_hz"], where)})
+    return Part(type="sensor", file="npy", data=item, **{**how, "rate_hz": _rate(how["rate_hz"], where, *SERIES_HZ)})

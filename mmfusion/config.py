@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -143,12 +144,25 @@ def interpolated(cfg: DictConfig) -> dict[str, str]:
     return dict(walk(OmegaConf.to_container(cfg, resolve=False), ""))
 
 
+def refuse_interpolations(tree: object, key: str = "") -> None:
+    """Raises ConfigError for `${…}` other than `${oc.env:NAME}`, which gives a text: others could make nodes unseen."""
+    if isinstance(tree, (Mapping, list)):
+        for name, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            refuse_interpolations(name, f"{key}.{name}" if key else str(name))
+            refuse_interpolations(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and "${" in re.sub(r"\$\{oc\.env:[^{}]*\}", "", tree):
+        raise ConfigError([f"{key}: {tree!r:.100} is not resolved; a run folder holds plain values and ${{oc.env:…}}"])
+
+
 def targets_in(trees: Sequence[Path]) -> set[str]:
     """Every `_target_` that the files of configuration trees name: what whoever keeps the trees trusts."""
     found: set[str] = set()
     for tree in trees:
         for file in tree.rglob("*.yaml"):
-            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            try:
+                content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+                continue  # what cannot be read trusts nothing
             found |= {str(target) for _, target in targets(content)}
     return found
 
@@ -276,8 +290,13 @@ def _check_value(value: Any, hint: Any, path: str) -> Iterator[str]:
         yield f"{path}: must be a finite number, not {value!r}"
     else:
         try:
+            plain = json.dumps(value)
+        except (TypeError, ValueError):
+            yield f"{path}: must be a plain value, not {value!r:.60}"
+            return
+        try:
             adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
-            adapter.validate_json(json.dumps(value), strict=True)
+            adapter.validate_json(plain, strict=True)
         except ValidationError as error:
             yield f"{path}: {_reason(error)}, not {value!r}"
         except SchemaError:  # a class of ours that pydantic cannot read, and a value that is no node

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmfusion.config import SECRET
 
+RECORDS = ("config.yaml", "environment.json", "metrics.csv")  # what a run writes before its first step is done
 PACKAGES = ("torch", "timm", "lightning", "hydra-core", "webdataset", "sentencepiece", "numpy")
 
 
@@ -27,19 +29,25 @@ class RunError(Exception):
     """A run folder that cannot be made, or that holds nothing to go on from; the message says what to do."""
 
 
-def create(folder: Path) -> Path:
-    """Make a new run folder, or take an empty one. Raises RunError if something is in it or it cannot be written."""
+def create(folder: Path) -> list[Path]:
+    """Make a new run folder, or take an empty one: the paths that are new by that, for `discard`, the outermost last.
+
+    Raises RunError if something is in it or it cannot be written.
+    """
+    made: list[Path] = []
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             remedy = f"choose another with paths.run=FOLDER, or go on with resume={folder}"
             raise RunError(f"{folder}: is not empty; {remedy}")
         write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        discard(made)
         reason = error.strerror if isinstance(error, OSError) else error
         remedy = "choose another with paths.runs=FOLDER, or paths.run=FOLDER"
         raise RunError(f"{str(folder)[:200]!r}: cannot write there ({reason}); {remedy}") from error
-    return folder
+    return made or [folder / name for name in RECORDS]
 
 
 def timestamp() -> str:
@@ -99,14 +107,18 @@ def write(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def discard(run: Path) -> None:
-    """Remove the folder of a run that never took a step, and the folders above it that this leaves empty."""
-    shutil.rmtree(run, ignore_errors=True)
-    for above in list(run.parents)[:2]:
+def discard(made: Sequence[Path]) -> None:
+    """Remove what `create` made for a run that never took a step, and the folders above it that are left empty."""
+    for path in made:
         try:
-            above.rmdir()
-        except OSError:  # not empty, or not ours
-            return
+            if path.is_file():
+                path.unlink()
+            elif path == made[0]:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_dir():
+                path.rmdir()
+        except OSError:  # something else is in it by now, or it could not be made
+            continue
 
 
 def step_of(point: Path) -> int:

@@ -66,8 +66,8 @@ FAMILIES = ("torch.optim.", *(f"lightning.pytorch.{name}." for name in ("callbac
 class Paths:
     """Where runs are kept, and this run's folder (by default `runs/name/time`)."""
 
-    runs: str = "runs"
-    run: str | None = None
+    runs: Annotated[str, MinLen(1)] = "runs"
+    run: Annotated[str, MinLen(1)] | None = None
 
 
 def train(
@@ -232,12 +232,16 @@ def _resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> 
             raise ConfigError([f"{key}: cannot change when a run goes on; only {', '.join(RUN_ONLY)} can"])
     try:
         kept: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
-        tree = OmegaConf.create(_moved(kept, str(kept["paths"]["run"]), str(run)))
+        moved = _moved(kept, str(kept["paths"]["run"]), str(run))
+        tree = OmegaConf.create(moved)
+        config.refuse_interpolations(moved)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever a damaged file makes the reader raise
         reason = str(error).splitlines()[0]
         raise ConfigError([f"{run / 'config.yaml'}: not as training wrote it ({reason}); start a new run"]) from error
-    ours = _ours(kept)
-    for key, target in config.targets(kept):
+    ours = _ours(moved)
+    for key, target in config.targets(moved):
         if target not in allow and target not in ours:
             problem = f"{target!r} is not built from a run folder; if it is yours and you trust it: --allow {target}"
             raise ConfigError([f"{run / 'config.yaml'}: {key}: {problem}"])
@@ -267,7 +271,7 @@ def _ours(tree: object) -> set[str]:
 def _moved(value: Any, old: str, new: str) -> Any:
     """A tree in which every path in folder `old` leads into `new`: a run goes on where it lies now."""
     if isinstance(value, dict):
-        return {name: _moved(item, old, new) for name, item in value.items()}
+        return {name: item if name == "_target_" else _moved(item, old, new) for name, item in value.items()}
     if isinstance(value, list):
         return [_moved(item, old, new) for item in value]
     inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
@@ -277,7 +281,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
 def settled(cfg: DictConfig) -> dict[str, Any]:
     """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
     try:
-        if cfg.paths.run is None:
+        if not cfg.paths.run:
             cfg.paths.run = str(Path(cfg.paths.runs) / cfg.name / runs.timestamp())
     except (OmegaConfBaseException, TypeError):
         pass  # no folder or no name: the check says it better
@@ -312,9 +316,10 @@ def _run_one(cfg: DictConfig) -> int:
     resuming = bool(tree.get("resume"))
     foreign = sorted({str(target) for _, target in config.targets(tree)} - _ours(tree))
     again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
+    made: list[Path] = []
     if not resuming:
         try:
-            runs.create(folder)
+            made = runs.create(folder)
         except runs.RunError as error:
             print(f"mmfusion: {error}", file=sys.stderr)
             return 1
@@ -325,21 +330,21 @@ def _run_one(cfg: DictConfig) -> int:
         with _terminable():
             train(tree, **config.build_arguments(tree, train))
     except (KeyboardInterrupt, SIGTERMException) as stopped:
-        print(f"stopped{_way_on(folder, resuming, again) or ' before the first step'}", file=sys.stderr)
+        print(f"stopped{_way_on(folder, made, again) or ' before the first step'}", file=sys.stderr)
         return 143 if isinstance(stopped, SIGTERMException) else 130
     except Exception as error:
-        _tell(error, _way_on(folder, resuming, again))
+        _tell(error, _way_on(folder, made, again))
         return 1
     return 0
 
 
-def _way_on(folder: Path, resuming: bool, again: str) -> str:
-    """How a run that ended early can go on (`again`); the folder of one that saved nothing is removed."""
+def _way_on(folder: Path, made: Sequence[Path], again: str) -> str:
+    """How a run that ended early can go on (`again`); what was `made` for one that saved nothing is removed."""
     if (folder / "checkpoint").exists() and not runs.resume_points(folder):
         return f"; trained, its checkpoint is {folder / 'checkpoint'}"
-    if resuming or runs.resume_points(folder):
+    if not made or runs.resume_points(folder):
         return f"; go on with: {again}"
-    runs.discard(folder)
+    runs.discard(made)
     return ""
 
 
@@ -355,6 +360,7 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     """`-m`, by Hydra's own sweeper and launcher: one run after another; one that fails does not end the others."""
     tree = config.conf_dir()
     statuses: dict[str, int] = {}
+    stopped = 0
 
     def job(cfg: DictConfig) -> None:
         hydra_cfg = HydraConfig.get()
@@ -380,9 +386,10 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
     except KeyboardInterrupt:
+        stopped = 130
         print("stopped; the runs after this one were not begun", file=sys.stderr)
     print("\nsummary")
     words = {0: "done", 130: "stopped", 143: "stopped"}
     for label, status in statuses.items():
         print(f"  {words.get(status, f'failed ({status})')}  {label}")
-    return max(statuses.values(), default=130)
+    return max(stopped, *statuses.values())

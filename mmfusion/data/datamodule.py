@@ -30,7 +30,7 @@ from mmfusion.data.stream import FixedBatches, IndexedSteps, Layout, Preparation
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.types import Batch, DataError
 
-_GRACE_S = 30  # that a worker lives on after SIGTERM
+_GRACE_S = 600  # that a worker lives on after SIGTERM: more than any step and its validation take
 
 
 class DataModule(pl.LightningDataModule):

@@ -23,6 +23,7 @@ from mmfusion.data.cache import Cache
 from mmfusion.data.media import check_ogg, check_wav, npy_array, npy_header
 from mmfusion.types import MEASURABLE, DataError, Modality, Part, Sample, SkipSample
 
+SOUND_HZ = (1_000, 384_000)  # rates that a sound may have
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -103,7 +104,7 @@ def _open_sound(part: Part, limits: Limits) -> soundfile.SoundFile:
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
         raise SkipSample("corrupt sound", str(error).split("<")[0]) from None
     rate = sound.samplerate
-    if not 1_000 <= rate <= 384_000:
+    if not SOUND_HZ[0] <= rate <= SOUND_HZ[1]:
         raise SkipSample("impossible sample rate", f"{rate} Hz")
     if part.rate_hz is not None and part.rate_hz != rate:
         raise SkipSample("another sample rate than declared", f"{rate} Hz, declared {part.rate_hz}")

@@ -91,6 +91,9 @@ def _is_mojibake(value: str) -> bool:
     return True
 
 
+SERIES_HZ = (1e-9, 1e9)  # rates that a part may declare
+
+
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _Invalid(f"must be a number, not {value!r:.60}")
@@ -105,8 +108,9 @@ def _number(value: object) -> float:
 
 def _rate(value: object) -> float:
     number = _number(value)
-    if not 1e-9 <= number <= 1e9:
-        raise _Invalid(f"must be between 1e-9 and 1e9 Hz, not {number}")
+    low, high = SERIES_HZ
+    if not low <= number <= high:
+        raise _Invalid(f"must be between {low:g} and {high:g} Hz, not {number}")
     return number
 
 

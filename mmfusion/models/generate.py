@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from mmfusion.models.multimodal import MultimodalModel
@@ -22,7 +22,7 @@ def generate(
     max_new: Annotated[int, Gt(0)],
     temperature: Annotated[float, Ge(0)] = 0.0,
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
-    seed: int = 0,
+    seed: Annotated[int, Ge(0), Lt(2**63)] = 0,
     banned: Sequence[int] = (),
 ) -> list[list[int]]:
     """Continues each of the K documents of `batch.rows`, which hold prompts only, until the piece `end` or `max_new`.

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.optim import Optimizer
 
 
 class PlainProgress(ProgressBar):
@@ -86,10 +87,11 @@ def progress_bar(every_s: Annotated[float, Gt(0)] = 10.0) -> ProgressBar:
 class StopBetweenSteps(Callback):
     """The first Ctrl-C or SIGTERM waits for the step's end, with its validation, so that its resume point is whole.
 
-    The second stops at once. Ends in KeyboardInterrupt or SIGTERMException.
+    The second stops at once, unless weights are just being updated. Ends in KeyboardInterrupt or SIGTERMException.
     """
 
     _before: dict[signal.Signals, Any] | None = None
+    _at_once = _updating = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         early = trainer.received_sigterm  # told to Lightning, which would not wait for a whole step
@@ -99,7 +101,10 @@ class StopBetweenSteps(Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            self._stop()
+            self._at_once = True
+            if not self._updating:
+                self._stop()
+            return
         self._asked = signal.Signals(number)
         again = "Ctrl-C" if self._asked is signal.SIGINT else "SIGTERM"
         print(f"\nstopping after this step ({again} again: at once)", file=sys.stderr, flush=True)
@@ -107,10 +112,22 @@ class StopBetweenSteps(Callback):
     def _stop(self) -> None:
         raise SIGTERMException if self._asked is signal.SIGTERM else KeyboardInterrupt
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._asked and batch_idx % trainer.accumulate_grad_batches == 0:  # the step before is logged and validated
+            self._stop()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._updating = True  # a point saved amid this would be of no step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        self._updating = False
+        if self._at_once:
             self._stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

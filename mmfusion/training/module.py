@@ -74,12 +74,15 @@ class TrainingModule(pl.LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A point saved inside a step, by an error or at the second signal, stands for that step's beginning."""
-        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if progress["current"]["ready"] != done:  # Lightning counts micro-batches
-            for counter in ("current", "total"):
-                progress[counter].update(dict.fromkeys(("ready", "started", "processed", "completed"), done))
+        """A point saved after a step was begun, by an error or a signal, stands for that step's beginning."""
+        accumulate = self.trainer.accumulate_grad_batches
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_loop.batch_progress"]  # Lightning counts micro-batches
+        begun = progress["total"]["ready"] - checkpoint["global_step"] * accumulate
+        if 0 < begun <= accumulate:
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]  # the loggers' step
+            for counter in (progress["current"], progress["total"]):
+                counter.update(dict.fromkeys(("ready", "started", "processed", "completed"), counter["ready"] - begun))
 
     def _named_objectives(self) -> list[tuple[str, Objective]]:
         return list(self.objectives.items())  # pyright: ignore[reportReturnType]  (ModuleDict forgets what it holds)

@@ -118,7 +118,8 @@ class Disturbance(Callback):
                 raise DataError("no more")
 
 
-ACCUMULATED = ["steps=4", "trainer.accumulate_grad_batches=2", *SMALL, "callbacks.resume.every_n_train_steps=50"]
+ACCUMULATED = ["steps=4", "trainer.accumulate_grad_batches=2", *SMALL, "callbacks.resume.every_n_train_steps=50",
+               "trainer.val_check_interval=4", "trainer.limit_val_batches=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,11 @@ def test_stopped_inside_a_step_of_two_batches_it_goes_on_to_the_same_weights(
     assert main(["train", f"resume={run}", "--allow", disturbance]) == 0
     weights = load_file(run / "checkpoint" / "model.safetensors")
     assert all(torch.equal(weights[name], accumulated[name]) for name in accumulated)
+    if left == 3:  # stopped at once, right behind a validation, Lightning counts the steps in its log one too far
+        with (run / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["step"] for row in rows if row["train/loss"]] == [str(step) for step in range(4)]
+        assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3"]
 
 
 def test_a_run_whose_configuration_is_damaged(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -376,6 +382,46 @@ def test_a_run_folder_builds_no_class_of_another_package(
         assert status == 2
         assert f"callbacks.x._target_: {target!r} is not built from a run folder" in error
         assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_folder_hides_no_class_behind_an_interpolation(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spawn = f"{{_target_: setuptools._distutils.spawn.spawn, cmd: [touch, {tmp_path / 'ran'}]}}"
+    for hidden in (f'${{oc.decode:"{spawn}"}}', f"${{oc.env:HOME,${{oc.decode:'{spawn}'}}}}", "${model}"):
+        tree = yaml.safe_load((whole / "config.yaml").read_text())
+        tree["evaluation"] = {"x": hidden}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert "evaluation.x: " in error
+        assert "is not resolved" in error
+        assert not (tmp_path / "ran").exists()
+
+
+def test_a_moved_run_folder_names_no_other_class(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder named like a class, in the place of a path that is named like one of ours."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("setuptools._distutils.spawn.spawn")
+    folder.mkdir()
+    tree = yaml.safe_load((whole / "config.yaml").read_text())
+    tree["paths"]["run"] = "mmfusion.evaluation.pictures.captions"
+    tree["evaluation"]["x"] = {"_target_": "mmfusion.evaluation.pictures.captions", "cmd": ["touch", "ran"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    status = main(["train", f"resume={folder}"])
+    assert status == 2
+    assert "evaluation.x.cmd: captions has no such argument" in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
+def test_an_empty_folder_that_was_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    for run in (tmp_path / "mine", tmp_path / "mine" / "a" / "b"):
+        status, _ = fails([f"paths.run={run}", "data.root=nowhere", *SMALL], capsys)
+        assert status == 1
+        assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def test_a_task_that_fails_leaves_the_trained_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,7 @@ def part(**fields: Any) -> bytes:
         (part(lang=5), "bad json", "parts[0].lang must be a non-empty string, not 5"),
         (part(start_s=True), "bad json", "parts[0].start_s must be a number"),
         (part(start_s=1e13), "bad json", "parts[0].start_s must be a number between ±1e+12"),
-        (part(rate_hz=0), "bad json", "parts[0].rate_hz must be between 1e-9 and 1e9 Hz"),
+        (part(rate_hz=0), "bad json", "parts[0].rate_hz must be between 1e-09 and 1e+09 Hz"),
         (part(role="narrator"), "bad json", "parts[0].role must be one of user, assistant"),
         (part(type="smell"), "bad json", "parts[0].type must be one of image"),
         (part(file="txt"), "bad json", "no `file`"),
