@@ -26,6 +26,7 @@ from mmfusion.data.decode import SOUND_HZ, decode_part
 from mmfusion.data.format import SERIES_HZ
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.errors import UserError
 from mmfusion.models.generate import generate
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import MEASURABLE, Batch, DataError, Modality, Part, Sample, SkipSample
@@ -37,7 +38,7 @@ Inputs = Input | Sequence[Input]
 T = TypeVar("T")
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """An input that cannot be used; the message says which one, what is wrong, and what is expected."""
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from mmfusion import __version__, runs
 from mmfusion.config import ConfigError, build, targets
 from mmfusion.data.shards import MANIFEST
+from mmfusion.errors import UserError
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
@@ -66,7 +67,7 @@ BUILDABLE = frozenset(
 )
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; one line with the file, the key or tensor, and the remedy."""
 
 

@@ -32,12 +32,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
+from mmfusion.errors import UserError
+
 ROOT = "train"
 SECRET = re.compile(r"(^|_)(api_key|password|passwd|secret|token|access_key)$", re.IGNORECASE)
 _HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """A configuration that cannot be used; each problem is one line with the key, the reason and the remedy."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion.config import SECRET
+from mmfusion.errors import UserError
 
 RECORDS = ("config.yaml", "environment.json", "metrics.csv")  # what a run writes before its first step is done
 PACKAGES = ("torch", "timm", "lightning", "hydra-core", "webdataset", "sentencepiece", "numpy")
 
 
-class RunError(Exception):
+class RunError(UserError):
     """A run folder that cannot be made, or that holds nothing to go on from; the message says what to do."""
 
 

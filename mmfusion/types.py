@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmfusion.errors import UserError
+
 Modality = Literal["image", "audio", "sensor", "video", "text"]
 MODALITIES: tuple[Modality, ...] = ("image", "audio", "sensor", "video", "text")
 
@@ -27,7 +29,7 @@ MEASURABLE = 1e12  # no value, time or rate of a sample is larger; its square is
 IGNORE = -100  # the label that no loss reads, as in torch.nn.functional.cross_entropy
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Bad data that stops the run; the message names the shard, the key and the field, and says what to do."""
 
 

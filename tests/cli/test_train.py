@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mmfusion import config, runs
 from mmfusion.cli.main import main
-from mmfusion.cli.train import train
+from mmfusion.cli.session import train
 from mmfusion.types import DataError
 
 SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "callbacks.resume.every_n_train_steps=2",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmfusion import config
-from mmfusion.cli.train import train
+from mmfusion.cli.session import train
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import one_cycle, parameter_groups
 from mmfusion.types import Batch, DataError, Loss

@@ -1,0 +1,23 @@
+"""Flags that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+
+OVERRIDES = "KEY=VALUE, as Hydra takes them: model.decoder.depth=6, trainer.precision=bf16-mixed, experiment=quickstart"
+
+
+def configuration(parser: argparse.ArgumentParser) -> None:
+    """`KEY=VALUE… --config-dir FOLDER`."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)
+    config_dir(parser)
+
+
+def config_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-dir", metavar="FOLDER", help="a configuration tree of your own, searched beside ours")
+
+
+def allow(parser: argparse.ArgumentParser) -> None:
+    """`--allow my_pkg.MyEncoder`, on every verb that loads a run or checkpoint."""
+    help = "class of your own that a run folder or checkpoint may build; may be given several times"
+    parser.add_argument("--allow", action="append", default=[], metavar="CLASS", help=help)

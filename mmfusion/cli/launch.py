@@ -1,0 +1,150 @@
+"""Runs as processes: one, or a sweep; signals; what an early end says."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mmfusion import config, runs
+from mmfusion.cli.resume import ours, resumed, split_resume
+from mmfusion.cli.session import settled, train
+from mmfusion.config import ConfigError
+from mmfusion.errors import UserError
+
+
+def launch(overrides: Sequence[str], config_dir: Path | None, *, multirun: bool, allow: Sequence[str]) -> int:
+    """Train once, go on with a run (`resume=`), or sweep. Every failure ends in one line that says what to do."""
+    _keep_freed_memory()
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if multirun:
+        return _sweep(overrides, config_dir)
+    run, rest = split_resume(overrides)
+    return _run_one(resumed(run, rest, allow) if run else config.compose(rest, config_dir))
+
+
+def _keep_freed_memory() -> None:
+    """glibc returns large freed blocks to the kernel and faults them in again each step: 15% of a step on a CPU."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 1 << 30)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SIGTERMException
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends what is within as Ctrl-C does; while steps are taken, `StopBetweenSteps` hears it first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_one(cfg: DictConfig) -> int:
+    """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
+    tree = settled(cfg)
+    folder = Path(tree["paths"]["run"])
+    resuming = bool(tree.get("resume"))
+    foreign = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
+    again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
+    made: list[Path] = []
+    if not resuming:
+        try:
+            made = runs.create(folder)
+        except runs.RunError as error:
+            print(f"mmfusion: {error}", file=sys.stderr)
+            return 1
+    try:
+        if not resuming:
+            runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
+        print(f"run folder  {folder}", flush=True)
+        with _terminable():
+            train(tree, **config.build_arguments(tree, train))
+    except (KeyboardInterrupt, SIGTERMException) as stopped:
+        print(f"stopped{_way_on(folder, made, again) or ' before the first step'}", file=sys.stderr)
+        return 143 if isinstance(stopped, SIGTERMException) else 130
+    except Exception as error:
+        _tell(error, _way_on(folder, made, again))
+        return 1
+    return 0
+
+
+def _way_on(folder: Path, made: Sequence[Path], again: str) -> str:
+    """How a run that ended early can go on (`again`); what was `made` for one that saved nothing is removed."""
+    if (folder / "checkpoint").exists() and not runs.resume_points(folder):
+        return f"; trained, its checkpoint is {folder / 'checkpoint'}"
+    if not made or runs.resume_points(folder):
+        return f"; go on with: {again}"
+    runs.discard(made)
+    return ""
+
+
+def _tell(error: Exception, way_on: str) -> None:
+    """One line for what can be told in one; a traceback before it for what is our fault."""
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    if not isinstance(cause, (UserError, OSError, ValueError)):
+        traceback.print_exception(error)
+    print(f"mmfusion: {' '.join(str(cause).split()) or type(cause).__name__}{way_on}", file=sys.stderr)
+
+
+def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
+    """`-m`, by Hydra's own sweeper and launcher: one run after another; one that fails does not end the others."""
+    tree = config.conf_dir()
+    statuses: dict[str, int] = {}
+    stopped = 0
+
+    def job(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        with open_dict(cfg):
+            cfg.paths.run = hydra_cfg.runtime.output_dir
+        label = " ".join(o.lstrip("+") for o in hydra_cfg.overrides.task)
+        print(f"\n{label}")
+        try:
+            statuses[label] = _run_one(cfg)
+        except ConfigError as error:
+            statuses[label] = 2
+            print("\n".join(f"mmfusion: {problem}" for problem in error.problems), file=sys.stderr)
+        except Exception as error:
+            statuses[label] = 1
+            _tell(error, "")
+        except KeyboardInterrupt:
+            statuses[label] = 130
+        if statuses[label] in (130, 143):
+            raise KeyboardInterrupt  # which ends Hydra's loop too
+
+    given = config.as_overrides(overrides, [tree, *([config_dir] if config_dir else [])])
+    sys.argv = [sys.argv[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
+    try:
+        hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
+    except KeyboardInterrupt:
+        stopped = 130
+        print("stopped; the runs after this one were not begun", file=sys.stderr)
+    print("\nsummary")
+    words = {0: "done", 130: "stopped", 143: "stopped"}
+    for label, status in statuses.items():
+        print(f"  {words.get(status, f'failed ({status})')}  {label}")
+    return max(stopped, *statuses.values())

@@ -1,0 +1,181 @@
+"""A run from its checked configuration to its report: train, evaluate, write.
+
+The signature of `train` is the schema of the configuration's root (`conf/train.yaml`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import lightning.pytorch as pl
+import torch
+from annotated_types import Ge, Gt, Le, MinLen
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mmfusion import api, checkpoint, config, report, runs
+from mmfusion.config import ConfigError
+from mmfusion.data.datamodule import DataModule
+from mmfusion.data.shards import read_manifest
+from mmfusion.evaluation import run as evaluate
+from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.training.module import TrainingModule
+
+# What `train` itself gives the trainer, and the key that says it.
+TRAINER = {"max_steps": "steps", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "paths.run"}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where runs are kept, and this run's folder (by default `runs/name/time`)."""
+
+    runs: Annotated[str, MinLen(1)] = "runs"
+    run: Annotated[str, MinLen(1)] | None = None
+
+
+def train(
+    tree: Mapping[str, Any],
+    /,
+    *,
+    name: Annotated[str, MinLen(1)],
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)],
+    steps: Annotated[int, Gt(0)],
+    data: DataModule,
+    model: Callable[[], MultimodalModel],
+    objective: Mapping[str, Callable[[], nn.Module]],
+    optim: Callable[..., Optimizer],
+    scheduler: Callable[..., LRScheduler],
+    trainer: Callable[..., pl.Trainer],
+    callbacks: Mapping[str, Callback],
+    logger: Mapping[str, Logger],
+    evaluation: Mapping[str, Callable[..., Any]],
+    paths: Paths,
+    weights: Mapping[str, Annotated[float, Ge(0)]] | None = None,
+    resume: str | None = None,
+) -> None:
+    """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
+
+    `tree` is the resolved configuration that goes into the checkpoint; everything else is built from it. Raises
+    KeyboardInterrupt or SIGTERMException where a signal ended the training.
+    """
+    assert paths.run is not None
+    run = Path(paths.run)
+    if resume and (run / "report.html").exists():
+        print(f"{run}: trained and evaluated already, nothing to do; its report is {run / 'report.html'}")
+        return
+    module = TrainingModule(
+        model=model, objectives=objective, weights=weights or {}, optimizer=optim, scheduler=scheduler, seed=seed
+    )
+    fitter = trainer(
+        max_steps=steps, callbacks=list(callbacks.values()), logger=list(logger.values()), default_root_dir=run
+    )
+    if fitter.world_size > 1:
+        raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
+    point = runs.newest_good(run) if resume else None
+    if point:
+        runs.set_history_aside(run, until=runs.step_of(point))
+    began = time.monotonic()
+    threads = torch.get_num_threads()
+    # A core for each worker: two threads that share theirs with the worker wait for one another at every operation.
+    torch.set_num_threads(max(1, threads - data.workers))
+    try:
+        fitter.fit(module, datamodule=data, ckpt_path=point, weights_only=True)
+    except SystemExit as error:  # Lightning's end of a Ctrl-C, after its callbacks have saved
+        if fitter.state.status != TrainerStatus.INTERRUPTED or isinstance(error, SIGTERMException):
+            raise
+        raise KeyboardInterrupt from error
+    finally:
+        torch.set_num_threads(threads)
+    data.skips.end()
+    runs.bring_history_back(run)
+    seconds = {"training": time.monotonic() - began}
+    print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
+    _finish(tree, run, module, data, evaluation, fitter.global_step, seconds)
+
+
+def _finish(
+    tree: Mapping[str, Any],
+    run: Path,
+    module: TrainingModule,
+    data: DataModule,
+    tasks: Mapping[str, Callable[..., Any]],
+    steps: int,
+    seconds: dict[str, float],
+) -> None:
+    """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
+    checkpoint.save(
+        run / "checkpoint",
+        config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
+        model=module.model,
+        tokenizer=data.tokenizer,
+        lineage=checkpoint.lineage(step=steps, seed=int(tree["seed"]), data=data.root, commit=runs.commit()),
+        card="",
+    )
+    began = time.monotonic()
+    # Own classes in this run's configuration: the user named them, on the command line or in their own files.
+    allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
+    model = api.load(run / "checkpoint", allow=allowed)
+    done = evaluate(model, tasks, data.root)
+    seconds["evaluation"] = time.monotonic() - began
+    for name, reason in done.left_out.items():
+        print(f"task {name} left out: {reason}", flush=True)
+    runs.write(run / "metrics.json", json.dumps(done.metrics, indent=1, ensure_ascii=False))
+    counts = {f"skipped in training, {reason}": str(n) for reason, n in data.skips.skipped.items()}
+    if data.masked:
+        counts["values of series not measured, masked"] = str(data.masked)
+    report.write(
+        run / "report.html",
+        title=str(tree["name"]),
+        facts=report.facts_of(run, steps=steps, seconds=seconds),
+        history=run / "metrics.csv",
+        evaluation=done,
+        examples=report.collect(model, done),
+        counts=counts or {"samples skipped in training": "none"},
+    )
+    card = report.card(str(tree["name"]), read_manifest(data.root), done.metrics, model)
+    checkpoint.write_card(run / "checkpoint", card)
+    print(f"evaluated in {seconds['evaluation']:.0f} s\n")
+    _print_metrics(done.metrics)
+    print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
+    print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
+
+
+def _print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("task", "metric", "value", "95% interval", "n", "chance", "baselines"):
+        table.add_column(heading, justify="left" if heading in ("task", "metric", "baselines") else "right")
+    for row in metrics:
+        interval = "" if row["ci95"] is None else f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}"
+        beside = ", ".join(f"{name} {value:.3g}" for name, value in row["baselines"].items())
+        numbers = f"{row['value']:.3f}", interval, str(row["n"]), f"{row['chance']:.3f}"
+        table.add_row(row["task"], row["metric"], *numbers, beside)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def settled(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
+    try:
+        if not cfg.paths.run:
+            cfg.paths.run = str(Path(cfg.paths.runs) / cfg.name / runs.timestamp())
+    except (OmegaConfBaseException, TypeError):
+        pass  # no folder or no name: the check says it better
+    tree = config.plain(cfg)
+    config.check(tree, train, config.interpolated(cfg))
+    if given := [name for name in TRAINER if name in tree["trainer"]]:
+        raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
+    return tree
