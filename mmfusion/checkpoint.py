@@ -202,6 +202,29 @@ def load(folder: Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict[str
     return model.eval(), config
 
 
+def fill(model: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into a model built like it. Raises CheckpointError for a tensor that does not fit."""
+    folder = locate(folder)
+    _check_hashes(folder)
+    _fill(model, _read_header(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
+    """Raises CheckpointError, naming the keys, if a checkpoint's model or vocabulary is not the configured one."""
+    folder = locate(folder)
+    theirs, ours = (dict(_leaves(tree, "model")) for tree in (_read_config(folder / CONFIG)["model"], model))
+    differing = [
+        f"{key} is {theirs.get(key, 'not set')!r} there and {ours.get(key, 'not set')!r} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key) and not isinstance(theirs.get(key, ours.get(key)), (Mapping, list))
+    ]
+    if differing:
+        raise CheckpointError(f"checkpoint={folder}: of another model: {'; '.join(differing)}; set the same")
+    if tokenizer.is_file() and _sha256(folder / TOKENIZER) != _sha256(tokenizer):
+        remedy = f"data.tokenizer={folder / TOKENIZER}"
+        raise CheckpointError(f"checkpoint={folder}: has another vocabulary than {tokenizer}; set {remedy}")
+
+
 def locate(path: Path) -> Path:
     """The checkpoint folder that a run folder or checkpoint folder means. Raises CheckpointError for anything else."""
     if "\0" in str(path):

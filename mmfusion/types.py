@@ -194,7 +194,7 @@ class Batch(_Movable):
     concept[B] int64: a stable hash of the concept label, equal = positives for each other; without a label the position
     in the global order. seeds[B] int64: of (seed, position), the only randomness that objectives may use in `views`.
     counts: per objective, this rank's sum over the step's micro-batches (filled by the loader before the first one).
-    skipped: how many samples of the stripe were holes, by reason.
+    skipped: how many samples of the stripe were holes, by reason. sources: where each of the samples is from.
     """
 
     streams: dict[Modality, Patches]
@@ -204,6 +204,7 @@ class Batch(_Movable):
     seeds: Tensor
     counts: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,10 +222,16 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss as sum and count, so that ranks and accumulation never change the mean."""
+    """A loss as sum and count, so that ranks and accumulation never change the mean.
+
+    For the log alone, `each[n]` are the addends and `owner[n]` the sample of the batch that each belongs to, -1 for one
+    that is not counted.
+    """
 
     sum: Tensor
     count: int
+    each: Tensor | None = None
+    owner: Tensor | None = None
 
 
 class Objective(Protocol):

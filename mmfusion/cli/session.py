@@ -5,11 +5,13 @@ The signature of `train` is the schema of the configuration's root (`conf/train.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,12 +31,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion import api, checkpoint, config, report, runs
+from mmfusion.checkpoint import fill, locate
 from mmfusion.config import ConfigError
 from mmfusion.data.datamodule import DataModule
 from mmfusion.data.shards import read_manifest
 from mmfusion.evaluation import run as evaluate
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training.module import TrainingModule
+from mmfusion.training.optim import ParameterGroups
 
 # What `train` itself gives the trainer, and the key that says it.
 TRAINER = {"max_steps": "steps", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "paths.run"}
@@ -42,10 +46,11 @@ TRAINER = {"max_steps": "steps", "callbacks": "callbacks", "logger": "logger", "
 
 @dataclass(frozen=True)
 class Paths:
-    """Where runs are kept, and this run's folder (by default `runs/name/time`)."""
+    """Where runs are kept, this run's folder (by default `runs/name/time`), and what loggers know it by."""
 
     runs: Annotated[str, MinLen(1)] = "runs"
     run: Annotated[str, MinLen(1)] | None = None
+    id: Annotated[str, MinLen(1)] | None = None
 
 
 def train(
@@ -65,7 +70,11 @@ def train(
     logger: Mapping[str, Logger],
     evaluation: Mapping[str, Callable[..., Any]],
     paths: Paths,
+    parameters: ParameterGroups,
     weights: Mapping[str, Annotated[float, Ge(0)]] | None = None,
+    compile: bool = False,
+    gradient_checkpointing: bool = False,
+    checkpoint: str | None = None,
     resume: str | None = None,
 ) -> None:
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
@@ -78,15 +87,24 @@ def train(
     if resume and (run / "report.html").exists():
         print(f"{run}: trained and evaluated already, nothing to do; its report is {run / 'report.html'}")
         return
+    point = runs.newest_good(run) if resume else None
     module = TrainingModule(
-        model=model, objectives=objective, weights=weights or {}, optimizer=optim, scheduler=scheduler, seed=seed
+        model=model,
+        objectives=objective,
+        weights=weights or {},
+        optimizer=optim,
+        scheduler=scheduler,
+        seed=seed,
+        parameters=parameters,
+        start=None if point or not checkpoint else partial(fill, folder=locate(Path(checkpoint))),
+        compiled=compile,
+        recompute=gradient_checkpointing,
     )
     fitter = trainer(
         max_steps=steps, callbacks=list(callbacks.values()), logger=list(logger.values()), default_root_dir=run
     )
     if fitter.world_size > 1:
         raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
-    point = runs.newest_good(run) if resume else None
     if point:
         runs.set_history_aside(run, until=runs.step_of(point))
     began = time.monotonic()
@@ -102,8 +120,13 @@ def train(
     finally:
         torch.set_num_threads(threads)
     data.skips.end()
+    last = run / "resume" / f"step={fitter.global_step}.ckpt"
+    if fitter.global_step and not last.exists():  # the callback saves every so many steps
+        fitter.save_checkpoint(last)
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
+    if not fitter.global_step:
+        return  # a callback had something else to do, such as finding a learning rate
     print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
     _finish(tree, run, module, data, evaluation, fitter.global_step, seconds)
 
@@ -118,12 +141,15 @@ def _finish(
     seconds: dict[str, float],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
+    parents = [checkpoint.locate(Path(tree["checkpoint"]))] if tree["checkpoint"] else []
     checkpoint.save(
         run / "checkpoint",
         config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
         model=module.model,
         tokenizer=data.tokenizer,
-        lineage=checkpoint.lineage(step=steps, seed=int(tree["seed"]), data=data.root, commit=runs.commit()),
+        lineage=checkpoint.lineage(
+            step=steps, seed=int(tree["seed"]), data=data.root, commit=runs.commit(), parents=parents
+        ),
         card="",
     )
     began = time.monotonic()
@@ -172,10 +198,13 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     try:
         if not cfg.paths.run:
             cfg.paths.run = str(Path(cfg.paths.runs) / cfg.name / runs.timestamp())
+        cfg.paths.id = cfg.paths.id or hashlib.sha256(f"{cfg.paths.run} {time.time_ns()}".encode()).hexdigest()[:8]
     except (OmegaConfBaseException, TypeError):
         pass  # no folder or no name: the check says it better
     tree = config.plain(cfg)
     config.check(tree, train, config.interpolated(cfg))
     if given := [name for name in TRAINER if name in tree["trainer"]]:
         raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
+    if tree["checkpoint"] and not tree.get("resume"):
+        checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
     return tree

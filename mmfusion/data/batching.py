@@ -36,13 +36,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample ready for a batch: its parts in patches, its documents, what it is a positive for, and its seed."""
+    """A sample ready for a batch: parts in patches, documents, what it is a positive for, seed, and source."""
 
     key: str
     concept: int
     seed: int
     parts: tuple[tuple[Modality, PartPatches], ...]
     documents: tuple[Document, ...]
+    source: str = ""
 
 
 def lay_out(
@@ -121,6 +122,7 @@ class Collate:
             concept=torch.tensor([sample.concept for sample in prepared], dtype=torch.int64),
             seeds=torch.tensor([sample.seed for sample in prepared], dtype=torch.int64),
             skipped=dict(skipped or {}),
+            sources=tuple(sample.source for sample in prepared),
         )
 
     def _rows(self, prepared: Sequence[Prepared], slots: Mapping[tuple[int, int], tuple[int, int]]) -> Rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ class DataModule(pl.LightningDataModule):
     What does not: `workers` (processes that build whole steps), `cache_mb` (of decoded parts, in each of them).
 
     The run stops when more than `max_skipped_fraction` of the samples cannot be used; `skips` says why they could not,
-    `masked` how many values of series were not measured.
+    `masked` how many values of series were not measured, `waited_s` how long training has waited for steps.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class DataModule(pl.LightningDataModule):
         self.cache_bytes = cache_mb << 20
         self.skips = Skips(max_skipped_fraction)
         self.masked = 0
+        self.waited_s = 0.0
         self._make_pipeline = pipeline
 
     def setup(self, stage: str) -> None:
@@ -141,7 +143,11 @@ class DataModule(pl.LightningDataModule):
                     "data.reader=webdataset goes on at the next shard: the rest of the open ones is left out"
                 )
             loader = torch.utils.data.DataLoader(StreamedSteps(self.train, prepare, layout, self.seed, start), **common)
-        for _, item in zip(range(start, stop), loader, strict=False):
+        built = iter(loader)
+        for _ in range(start, stop):
+            began = time.perf_counter()
+            item = next(built)
+            self.waited_s += time.perf_counter() - began
             if isinstance(item, DataError):
                 raise item
             yield cast("Step", item)

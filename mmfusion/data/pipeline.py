@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 import numpy as np
@@ -111,7 +112,8 @@ class Pipeline:
             length = document_length(document, parts, self._merge)
             if length > self.row_length:
                 raise SkipSample("document longer than a row", f"key {sample.key!r}: {length} pieces")
-        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made)
+        source = sample.source or PurePath(sample.url).stem
+        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made, source)
 
     def _documents(
         self, media: Sequence[Part], text: Part | None, ids: Sequence[int], rng: random.Random | None

@@ -30,5 +30,7 @@ class Captioning(nn.Module):
         return int((batch.rows.labels != IGNORE).sum())
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
-        total = captioning_loss(outputs.hidden, outputs.unembedding, batch.rows.labels, self.label_smoothing)
-        return {"captioning": Loss(total, self.count(batch))}
+        rows = batch.rows
+        each = captioning_loss(outputs.hidden, outputs.unembedding, rows.labels, self.label_smoothing)
+        owner = rows.owner[rows.document[rows.labels != IGNORE]]
+        return {"captioning": Loss(each.sum(), self.count(batch), each.detach(), owner)}

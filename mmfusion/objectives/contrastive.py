@@ -47,7 +47,7 @@ class Contrastive(nn.Module):
         losses = {}
         for index, (first, second) in enumerate(self.pairs):
             positive = _positive(batch, first, second)
-            total = symmetric_contrastive_loss(
+            there, back = symmetric_contrastive_loss(
                 outputs.embeddings[first],
                 outputs.embeddings[second],
                 scale=scales[index],
@@ -55,7 +55,10 @@ class Contrastive(nn.Module):
                 x_valid=_valid(batch, first),
                 y_valid=_valid(batch, second),
             )
-            losses[f"contrastive/{first}-{second}"] = Loss(total, _anchors(positive))
+            counted = torch.cat([positive.any(dim=1), positive.any(dim=0)])
+            owner = torch.cat([_owner(batch, first), _owner(batch, second)]).where(counted, -1)
+            each = torch.cat([there, back]).detach()
+            losses[f"contrastive/{first}-{second}"] = Loss(there.sum() + back.sum(), _anchors(positive), each, owner)
         return losses
 
 

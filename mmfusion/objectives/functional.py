@@ -32,8 +32,8 @@ def symmetric_contrastive_loss(
     positive: Tensor,
     x_valid: Tensor,
     y_valid: Tensor,
-) -> Tensor:
-    """`multi_positive_info_nce` summed over the anchors of both sides, a scalar.
+) -> tuple[Tensor, Tensor]:
+    """`multi_positive_info_nce` of the anchors of both sides, [P] and [Q].
 
     x[P, E] and y[Q, E] of unit length; scale = 1 / temperature; positive[P, Q]; x_valid[P] and y_valid[Q] say what may
     stand among the candidates.
@@ -41,13 +41,13 @@ def symmetric_contrastive_loss(
     logits = scale * (x @ y.T)
     there = multi_positive_info_nce(logits, positive, y_valid.expand(len(x), -1))
     back = multi_positive_info_nce(logits.T, positive.T, x_valid.expand(len(y), -1))
-    return there.sum() + back.sum()
+    return there, back
 
 
 def captioning_loss(hidden: Tensor, unembedding: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The sum of next-piece cross-entropies over the labels that are not IGNORE, a scalar.
+    """The next-piece cross-entropies of the n labels that are not IGNORE, [n], row by row.
 
-        Σ_i -log softmax(h_i Wᵀ)[y_i]
+        -log softmax(h_i Wᵀ)[y_i]
 
     hidden h[R, L, D], unembedding W[V, D], labels y[R, L] already shifted. `label_smoothing` ε mixes the target with
     the uniform distribution (Szegedy et al. 1512.00567, section 7). Logits are made at labelled places alone: in
@@ -55,7 +55,7 @@ def captioning_loss(hidden: Tensor, unembedding: Tensor, labels: Tensor, label_s
     """
     labelled = labels != IGNORE
     logits = _at_least_float32(hidden[labelled] @ unembedding.T)
-    return F.cross_entropy(logits, labels[labelled], reduction="sum", label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, labels[labelled], reduction="none", label_smoothing=label_smoothing)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -6,14 +6,17 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from annotated_types import Ge, Gt
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateFinder, ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
+
+from mmfusion import runs
 
 
 class PlainProgress(ProgressBar):
@@ -82,6 +85,35 @@ class RichProgress(RichProgressBar):
 def progress_bar(every_s: Annotated[float, Gt(0)] = 10.0) -> ProgressBar:
     """A bar on a terminal, lines elsewhere (a file, a batch system's log)."""
     return RichProgress() if sys.stdout.isatty() else PlainProgress(every_s)
+
+
+class FindLearningRate(LearningRateFinder):
+    """Lightning's range test (Smith 1506.01186) instead of training: what it suggests for `optim.lr`, its points as
+    lr_find.csv and their plot as lr_find.png in the run folder. Nothing is trained and nothing saved.
+    """
+
+    def __init__(
+        self,
+        min_lr: Annotated[float, Gt(0)] = 1e-5,
+        max_lr: Annotated[float, Gt(0)] = 1.0,
+        steps: Annotated[int, Gt(20)] = 60,
+    ) -> None:
+        super().__init__(min_lr=min_lr, max_lr=max_lr, num_training_steps=steps, update_attr=False)
+        self._early_exit = True  # Lightning's own way to end here
+
+    def lr_find(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            super().lr_find(trainer, pl_module)
+        finally:
+            if found := self.optimal_lr:
+                folder, suggestion = Path(trainer.default_root_dir), found.suggestion()
+                points = zip(found.results["lr"], found.results["loss"], strict=False)  # stopped early: a rate more
+                lines = [f"{lr:.6g},{loss:.6g}" for lr, loss in points]
+                runs.write(folder / "lr_find.csv", "\n".join(["lr,loss", *lines, ""]))
+                figure: Any = found.plot(suggest=suggestion is not None)
+                figure.savefig(folder / "lr_find.png", dpi=150)
+                print(f"suggested  optim.lr={suggestion:.2g}  ({folder / 'lr_find.png'})" if suggestion else
+                      "no rate stands out; see lr_find.csv", flush=True)  # fmt: skip
 
 
 class StopBetweenSteps(Callback):

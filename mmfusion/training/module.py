@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,15 +15,46 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion.models.multimodal import MultimodalModel
-from mmfusion.training.optim import parameter_groups
-from mmfusion.types import Batch, DataError, Loss, Objective
+from mmfusion.training.optim import ParameterGroups, apply_shares
+from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
+
+
+@dataclass
+class Mean:
+    """A sum and a count that grow."""
+
+    sum: float = 0.0
+    count: int = 0
+
+    def add(self, sum: float, count: int) -> None:
+        self.sum, self.count = self.sum + sum, self.count + count
+
+    @property
+    def value(self) -> float:
+        return self.sum / max(1, self.count)
+
+
+def by_source(loss: Loss, batch: Batch) -> dict[str, tuple[float, int]]:
+    """The sum and count of a loss that each source of the batch has a share in; none where it is not told apart."""
+    if loss.each is None or loss.owner is None:
+        return {}
+    names = sorted(set(batch.sources))
+    source = torch.tensor([names.index(name) for name in batch.sources], device=loss.owner.device)
+    counted = loss.owner >= 0
+    of = source[loss.owner[counted]]
+    sums = torch.zeros(len(names), dtype=loss.each.dtype, device=of.device).index_add_(0, of, loss.each[counted])
+    counts = torch.bincount(of, minlength=len(names))
+    return {n: (s, c) for n, s, c in zip(names, sums.tolist(), counts.tolist(), strict=True) if c}
 
 
 class TrainingModule(pl.LightningModule):
     """Trains a model on the weighted sum of its objectives.
 
     Takes factories, not modules: everything is built in `configure_model`, after seeding there, so that the initial
-    weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given).
+    weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given); `start`
+    fills the new model with weights to begin from; `compiled` compiles the model's parts (torch.compile), `recompute`
+    keeps no activations inside blocks (gradient checkpointing). Callbacks put what they measure in a step that
+    `logs_now` into `told`.
     """
 
     model: MultimodalModel
@@ -36,6 +68,10 @@ class TrainingModule(pl.LightningModule):
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., LRScheduler],
         seed: int,
+        parameters: ParameterGroups | None = None,
+        start: Callable[[nn.Module], None] | None = None,
+        compiled: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if unknown := sorted(set(weights) - set(objectives)):
@@ -43,8 +79,10 @@ class TrainingModule(pl.LightningModule):
         self._factories = (model, dict(objectives))
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = {name: float(weights.get(name, 1.0)) for name in objectives}
-        self._seed = seed
-        self._validated: dict[str, list[Loss]] = defaultdict(list)
+        self._seed, self._groups, self._start = seed, parameters or ParameterGroups(), start
+        self._compiled, self._recompute = compiled, recompute
+        self.told: dict[str, float] = {}
+        self._validated: dict[tuple[str, str], Mean] = defaultdict(Mean)
 
     def configure_model(self) -> None:
         if hasattr(self, "objectives"):  # Lightning calls this once for fit and again for validate
@@ -56,9 +94,12 @@ class TrainingModule(pl.LightningModule):
         read = {modality for _, objective in self._named_objectives() for modality in objective.modalities}
         for modality in set(self.model.modalities) - read:
             self.model.freeze(modality)
+        self._groups.hold(self)
+        if self._start:
+            self._start(self.model)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(parameter_groups(self))
+        optimizer = apply_shares(self._optimizer(self._groups(self)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -91,8 +132,18 @@ class TrainingModule(pl.LightningModule):
         """What each objective will average over in this micro-batch; the loader sums it over the step."""
         return {name: objective.count(objective.views(batch)) for name, objective in self._named_objectives()}
 
-    def losses(self, batch: Batch) -> dict[str, dict[str, Loss]]:
-        """Every objective's losses. Objectives that do not change the batch share one forward."""
+    @property
+    def logs_now(self) -> bool:
+        """Whether the step that is being taken is one that loggers are told of."""
+        return (self.global_step + 1) % self.log_every == 0
+
+    @property
+    def log_every(self) -> int:
+        return getattr(self.trainer, "log_every_n_steps")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
+
+    def losses(self, batch: Batch) -> tuple[dict[str, dict[str, Loss]], Outputs | None]:
+        """Every objective's losses, and what the model made of the batch as it is. Objectives that do not change the
+        batch share that one forward."""
         outputs = None
         result = {}
         for name, objective in self._named_objectives():
@@ -102,10 +153,10 @@ class TrainingModule(pl.LightningModule):
                 result[name] = objective(outputs, batch)
             else:
                 result[name] = objective(self.model(view), view)
-        return result
+        return result, outputs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch)
+        losses, _ = self.losses(batch)
         total = torch.zeros((), device=self.device)
         for name, parts in losses.items():
             for part in parts.values():
@@ -115,32 +166,40 @@ class TrainingModule(pl.LightningModule):
             raise DataError(
                 f"the loss of step {self.global_step} is {total.item()}; nothing was updated. Samples: {keys}"
             )
-        for parts in losses.values():
-            for label, part in parts.items():
+        if self.logs_now:
+            for label, part in (item for parts in losses.values() for item in parts.items()):
                 self.log(f"train/{label}", part.sum.detach() / max(1, part.count), batch_size=len(batch.keys))
+                for source, (loss, count) in by_source(part, batch).items():
+                    self.told[f"train/{label}/{source}"] = loss / count
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.keys))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         # DDP averages over ranks and Lightning divides by the accumulation, but the count is already a global one.
         return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        for name, parts in self.losses(batch).items():
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """What was gathered for a logged step; `log` would tell the last value again where a step has none."""
+        if self.told and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self.told, self.global_step - 1)
+            self.told.clear()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Counts the losses; the embeddings of the batch's real parts go to the callbacks."""
+        losses, outputs = self.losses(batch)
+        for name, parts in losses.items():
             for label, part in parts.items():
-                self._validated[f"{name}:{label}"].append(part)
+                self._validated[name, label].add(float(part.sum), part.count)
+                for source, (loss, count) in by_source(part, batch).items():
+                    self._validated["", f"{label}/{source}"].add(loss, count)
+        embeddings = outputs.embeddings if outputs else {}
+        return {name: x[batch.streams[name].owner >= 0].detach() for name, x in embeddings.items()}
 
     def on_validation_epoch_end(self) -> None:
-        total = 0.0
-        counted = defaultdict(int)
-        sums: dict[str, float] = defaultdict(float)
-        for key, parts in self._validated.items():
-            name, label = key.split(":", 1)
-            count = sum(part.count for part in parts)
-            value = float(torch.stack([part.sum for part in parts]).sum())
-            self.log(f"val/{label}", value / max(1, count))
-            counted[name] += count
-            sums[name] += value
-        for name, value in sums.items():
-            total += self._weights[name] * value / max(1, counted[name])
+        of_objective: dict[str, Mean] = defaultdict(Mean)
+        for (name, label), mean in self._validated.items():
+            self.log(f"val/{label}", mean.value)
+            of_objective[name].add(mean.sum, mean.count)
+        total = sum(weight * of_objective[name].value for name, weight in self._weights.items())
         self.log("val/loss", total, prog_bar=True)
         self._validated.clear()
 

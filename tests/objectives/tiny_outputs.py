@@ -14,14 +14,14 @@ SPACE = 6
 
 
 def batch(owners: Mapping[Modality, Sequence[int]], concept: Sequence[int], labels: Tensor | None = None) -> Batch:
-    """Parts by the samples that own them; one empty row where no labels are given."""
+    """Parts by the samples that own them; labels are one document of the first sample, without them a row is empty."""
+    documents = torch.zeros(0 if labels is None else 1, dtype=torch.int64)
     streams: dict[Modality, Patches] = {name: patches(owner) for name, owner in owners.items()}
     labels = torch.full((1, 2), -100) if labels is None else labels
     zero = torch.zeros_like(labels)
-    none = torch.zeros(0, dtype=torch.int64)
     return Batch(
         streams=streams,
-        rows=Rows(zero, labels, zero - 1, zero, zero - 1, none, none, none.float()),
+        rows=Rows(zero, labels, zero - 1 + len(documents), zero, zero - 1, documents, documents, documents.float()),
         keys=tuple(map(str, concept)),
         concept=torch.tensor(concept, dtype=torch.int64),
         seeds=torch.arange(len(concept)),

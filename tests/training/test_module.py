@@ -11,8 +11,8 @@ from torch import nn
 
 from mmfusion import config
 from mmfusion.cli.session import train
-from mmfusion.training.module import TrainingModule
-from mmfusion.training.optim import one_cycle, parameter_groups
+from mmfusion.training.module import TrainingModule, by_source
+from mmfusion.training.optim import ParameterGroups
 from mmfusion.types import Batch, DataError, Loss
 
 
@@ -27,21 +27,11 @@ def built(*overrides: str) -> TrainingModule:
     return module
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
-    layer = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    layer[1].weight.requires_grad_(False)
-    decaying, rest = parameter_groups(layer)
-    assert [p.shape for p in decaying["params"]] == [(2, 3)]
-    assert [p.shape for p in rest["params"]] == [(2,), (2,)]
-    assert rest["weight_decay"] == 0
-    assert "weight_decay" not in decaying
-
-
 def test_an_encoder_that_no_objective_reads_is_frozen() -> None:
     module = built("~objective.contrastive")
     frozen = {name.split(".")[2] for name, p in module.named_parameters() if not p.requires_grad}
     assert frozen == {"text"}  # captions are the decoder's own
-    assert not any(p is q for group in parameter_groups(module) for p in group["params"]
+    assert not any(p is q for group in ParameterGroups()(module) for p in group["params"]
                    for q in module.model.encoders["text"].parameters())  # fmt: skip
 
 
@@ -80,17 +70,11 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_samples() -> None:
         module.training_step(batch, 0)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 6, 10, 20, 100])
-def test_the_rate_rises_falls_and_ends_at_nothing(steps: int) -> None:
-    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
-    scheduler = one_cycle(optimizer, max_lr=0.5, total_steps=steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if len(rates) < steps:
-            scheduler.step()
-    assert max(rates) <= 0.5
-    if steps >= 20:
-        assert max(rates) == pytest.approx(0.5, rel=0.05)
-        assert rates[-1] < 1e-3
+def test_a_loss_is_told_apart_by_source_to_the_same_sum() -> None:
+    nothing: Any = None
+    batch = Batch(
+        streams={}, rows=nothing, keys=("a", "b", "c"), concept=nothing, seeds=nothing, sources=("tux", "watch", "tux")
+    )
+    each, owner = torch.tensor([1.0, 2.0, 4.0, 8.0, 100.0]), torch.tensor([0, 1, 2, 2, -1])
+    assert by_source(Loss(each.sum(), 4, each, owner), batch) == {"tux": (13.0, 3), "watch": (2.0, 1)}
+    assert by_source(Loss(each.sum(), 4), batch) == {}

@@ -1,0 +1,128 @@
+"""How fast training goes, how near that is to what the machine can do, and where a step's time is spent."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.throughput import Throughput
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
+
+NAMES = {"samples_per_s": "samples_per_sec", "flops_per_s": "flops_per_sec", "peak_share": "mfu"}  # ours: Lightning's
+PHASES = ("data", "forward", "backward", "optimizer", "rest")
+
+
+@functools.cache
+def matrix_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
+    """FLOP/s that a square matrix product reaches on this device now, with the threads that torch has; the median."""
+    a, product = torch.ones(2, size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        torch.mm(a, a, out=product)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+class Speed(Callback):
+    """`speed/…` at every logged step: samples and FLOPs a second, `peak_share` of `matrix_flops`, and the mean seconds
+    of a step's phases since the last logged one: `data` (waiting for a batch), `forward`, `backward`, `optimizer`,
+    `rest` (logging, checkpoints, other callbacks). Validation is left out.
+
+    FLOPs are counted by torch on the first step of the process, forward and backward, and taken to be those of all.
+    Lightning's Throughput does the sums; its ThroughputMonitor logs validation at steps of its own count. On a GPU,
+    which runs behind, a phase is the time to launch it.
+    """
+
+    def __init__(self) -> None:
+        self._flops: int | None = None
+        self._counter: FlopCounterMode | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        device = trainer.strategy.root_device
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        peak = matrix_flops(device, dtype)
+        window = max(2, pl_module.log_every)
+        self._throughput = Throughput(available_flops=peak, world_size=trainer.world_size, window_size=window)
+        self._steps = self._samples = self._logged = 0
+        self._training = self._waited = 0.0
+        self._spent = dict.fromkeys(PHASES, 0.0)
+        self._mark()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        between = self._mark()
+        waited = _waited(trainer) - self._waited
+        self._waited += waited
+        self._spent["data"] += waited
+        self._spent["rest"] += max(0.0, between - waited)
+        if self._flops is None and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        self._spent["forward"] += self._mark()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._spent["backward"] += self._mark()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        self._end_count()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._spent["optimizer"] += self._mark()
+        self._samples += len(batch.keys)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._steps += 1
+        spent = sum(self._spent.values())
+        self._throughput.update(
+            time=self._training + spent, batches=self._steps, samples=self._samples, flops=self._flops
+        )
+        if trainer.global_step % pl_module.log_every == 0:
+            self._log(pl_module)
+            self._training += spent
+
+    def _log(self, pl_module: Any) -> None:
+        steps = self._steps - self._logged
+        self._logged = self._steps
+        rates = self._throughput.compute()
+        for ours, theirs in NAMES.items():
+            if (rate := rates.get(f"device/{theirs}")) is not None:
+                pl_module.told[f"speed/{ours}"] = float(rate)
+        for phase, seconds in self._spent.items():
+            pl_module.told[f"speed/{phase}_s"] = seconds / steps
+            self._spent[phase] = 0.0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._spent["rest"] += self._mark()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._mark()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._end_count()
+
+    def _mark(self) -> float:
+        """Seconds since the last mark."""
+        now = time.perf_counter()
+        passed, self._since = now - getattr(self, "_since", now), now
+        return passed
+
+    def _end_count(self) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(None, None, None)
+            self._flops, self._counter = self._counter.get_total_flops(), None
+
+
+def _waited(trainer: pl.Trainer) -> float:
+    data: Any = getattr(trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
+    return getattr(data, "waited_s", 0.0)
