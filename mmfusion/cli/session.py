@@ -141,7 +141,7 @@ def _finish(
     seconds: dict[str, float],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
-    parents = [checkpoint.locate(Path(tree["checkpoint"]))] if tree["checkpoint"] else []
+    parents = [checkpoint.locate(Path(tree["checkpoint"]))] if tree.get("checkpoint") else []
     checkpoint.save(
         run / "checkpoint",
         config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
@@ -205,6 +205,6 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     config.check(tree, train, config.interpolated(cfg))
     if given := [name for name in TRAINER if name in tree["trainer"]]:
         raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
-    if tree["checkpoint"] and not tree.get("resume"):
+    if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
     return tree

@@ -12,8 +12,9 @@ import torch
 from lightning.fabric.utilities.throughput import Throughput
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
+
+from mmfusion.types import Batch
 
 NAMES = {"samples_per_s": "samples_per_sec", "flops_per_s": "flops_per_sec", "peak_share": "mfu"}  # ours: Lightning's
 PHASES = ("data", "forward", "backward", "optimizer", "rest")
@@ -38,14 +39,13 @@ class Speed(Callback):
     of a step's phases since the last logged one: `data` (waiting for a batch), `forward`, `backward`, `optimizer`,
     `rest` (logging, checkpoints, other callbacks). Validation is left out.
 
-    FLOPs are counted by torch on the first step of the process, forward and backward, and taken to be those of all.
+    FLOPs are counted by torch on the first batch of the process, forward and backward, and taken to be those of all.
     Lightning's Throughput does the sums; its ThroughputMonitor logs validation at steps of its own count. On a GPU,
     which runs behind, a phase is the time to launch it.
     """
 
     def __init__(self) -> None:
         self._flops: int | None = None
-        self._counter: FlopCounterMode | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         device = trainer.strategy.root_device
@@ -64,18 +64,15 @@ class Speed(Callback):
         self._waited += waited
         self._spent["data"] += waited
         self._spent["rest"] += max(0.0, between - waited)
-        if self._flops is None and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._counter = FlopCounterMode(display=False)
-            self._counter.__enter__()
+        if self._flops is None:
+            self._flops = trainer.accumulate_grad_batches * flops_of(trainer, pl_module, batch)
+            self._mark()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         self._spent["forward"] += self._mark()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._spent["backward"] += self._mark()
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
-        self._end_count()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._spent["optimizer"] += self._mark()
@@ -108,19 +105,23 @@ class Speed(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._mark()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._end_count()
-
     def _mark(self) -> float:
         """Seconds since the last mark."""
         now = time.perf_counter()
         passed, self._since = now - getattr(self, "_since", now), now
         return passed
 
-    def _end_count(self) -> None:
-        if self._counter is not None:
-            self._counter.__exit__(None, None, None)
-            self._flops, self._counter = self._counter.get_total_flops(), None
+
+def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
+    """FLOPs of a batch, forward and backward, in a pass of its own: under the counter some results differ in their
+    last bits, which a run that goes on would notice. No gradient is kept."""
+    trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+    counter = FlopCounterMode(display=False)
+    with counter, torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
+        losses, _ = pl_module.losses(batch)
+        total = torch.stack([part.sum for parts in losses.values() for part in parts.values()]).sum()
+        torch.autograd.grad(total, trained, allow_unused=True)
+    return counter.get_total_flops()
 
 
 def _waited(trainer: pl.Trainer) -> float:

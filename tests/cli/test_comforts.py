@@ -1,0 +1,157 @@
+"""What makes training bearable: each is one override, and does what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from mmfusion import runs
+from mmfusion.cli.main import main
+from mmfusion.report.html import read_history
+
+SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.log_every_n_steps=1",
+         "trainer.limit_val_batches=1"]  # fmt: skip
+
+
+def train(run: Path, *overrides: str) -> int:
+    return main(["train", f"paths.run={run}", *SMALL, *overrides])
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "parent"
+    assert train(run, "steps=2") == 0
+    return run
+
+
+def test_a_new_run_begins_with_a_checkpoints_weights_and_names_it_as_its_parent(parent: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, "steps=1", f"checkpoint={parent}", "optim.lr=1e-12", "optim.weight_decay=0") == 0
+    before, after = weights(parent), weights(run)
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    (named,) = json.loads((run / "checkpoint" / "lineage.json").read_text())["parents"]
+    assert (
+        named["sha256"]
+        == json.loads((parent / "checkpoint" / "lineage.json").read_text())["files"]["model.safetensors"]
+    )
+
+
+def test_frozen_encoders_stay_and_the_rest_learns(parent: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, "experiment=frozen_encoders", "steps=1", f"checkpoint={parent}") == 0
+    before, after = weights(parent), weights(run)
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"fusion", "decoder"}
+
+
+def test_a_checkpoint_of_another_model_or_vocabulary_is_refused_before_anything_is_made(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "a", "steps=1", f"checkpoint={parent}", "model.decoder.depth=2") == 1
+    assert "model.decoder.depth is 1 there and 2 here" in capsys.readouterr().err
+    other = tmp_path / "tokenizer.model"
+    shutil.copy("data_prep/sample/tokenizer/tokenizer.model", other)
+    with other.open("ab") as file:
+        file.write(b"\x00")
+    assert train(tmp_path / "a", "steps=1", f"checkpoint={parent}", f"data.tokenizer={other}") == 1
+    assert "has another vocabulary" in capsys.readouterr().err
+    assert train(tmp_path / "a", "steps=1", f"checkpoint={tmp_path / 'none'}") == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert train(tmp_path / "a", "experiment=frozen_encoders") == 2
+    assert "checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_averaged_weights_resume_to_the_same_bits(tmp_path: Path) -> None:
+    points = ["steps=4", "callbacks=[default,ema]", "callbacks.resume.every_n_train_steps=2", "callbacks.ema.decay=0.5"]
+    assert train(tmp_path / "whole", *points) == 0
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    (run / "report.html").unlink()
+    (run / "resume" / "step=4.ckpt").unlink()
+    assert main(["train", f"resume={run}"]) == 0
+    whole, gone_on = weights(tmp_path / "whole"), weights(run)
+    assert all(torch.equal(whole[name], gone_on[name]) for name in whole)
+    assert train(tmp_path / "plain", "steps=4") == 0
+    assert not all(torch.equal(whole[name], tensor) for name, tensor in weights(tmp_path / "plain").items())
+
+
+def test_it_stops_early_and_keeps_as_many_of_the_best_as_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    stop = ["callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2",
+            "callbacks.early_stopping.min_delta=1000.0"]  # fmt: skip
+    assert train(run, "steps=9", "trainer.val_check_interval=1", "callbacks.best.save_top_k=2", *stop) == 0
+    assert "trained 3 steps" in capsys.readouterr().out
+    assert len(list((run / "resume").glob("best-*.ckpt"))) == 2
+    assert runs.step_of(runs.resume_points(run)[0]) == 3  # the last point is the run's end
+
+
+def test_the_rate_finder_suggests_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert train(run, "debug=find_lr", "callbacks.find_lr.steps=22", "data.batch_size=4") == 0
+    lines = (run / "lr_find.csv").read_text().splitlines()
+    assert lines[0] == "lr,loss"
+    rates = [float(line.split(",")[0]) for line in lines[1:]]
+    assert len(rates) >= 20
+    assert rates == sorted(rates)
+    assert (run / "lr_find.png").stat().st_size > 0
+    assert not (run / "checkpoint").exists()
+    assert not list(run.glob("**/*.ckpt"))
+    assert "optim.lr=" in capsys.readouterr().out or "no rate stands out" in capsys.readouterr().out
+
+
+def test_half_precision_accumulation_recomputation_and_layer_decay_together(tmp_path: Path) -> None:
+    together = ["trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "gradient_checkpointing=true",
+                "parameters.layer_decay=0.8", "parameters.lr.decoder=0.5", "trainer.gradient_clip_val=0.5"]  # fmt: skip
+    assert train(tmp_path / "run", "steps=1", *together) == 0
+
+
+SECRET = "hunter2-very-secret"
+
+
+def test_every_logger_gets_the_same_names_and_the_exhibits_and_no_secret_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setenv("MY_KEY", SECRET)
+    run = tmp_path / "run"
+    loud = ["logger=[csv,tensorboard,wandb]", "callbacks.exhibit.every_n=1", "logger.wandb.notes=${oc.env:MY_KEY}"]
+    monkeypatch.setattr("sys.argv", ["mmfusion", "train", "logger.wandb.api_key=" + SECRET, *loud])
+    assert train(run, "steps=2", *[o for o in loud if "notes" not in o]) == 0
+
+    history = read_history(run / "metrics.csv")
+    events: Any = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) - {"epoch"} == set(history)
+    for name in ("train/loss", "val/loss", "health/grad_norm", "health/padding/image", "health/rank/text",
+                 "speed/peak_share", "speed/forward_s", "train/captioning/emoji-google", "val/captioning"):  # fmt: skip
+        assert name in history
+    seen = [event.value for event in events.Scalars("train/loss")]
+    assert seen == pytest.approx(history["train/loss"][1].tolist(), rel=1e-5)
+    shown = {tag.split("/")[1] for tag in (*tags["images"], *tags["audio"])}
+    assert shown == {"emoji-google", "tux-stamps", "sonic-pi", "seglearn"}
+    assert any(tag.endswith("audio/text_summary") for tag in tags["tensors"])
+    (folder,) = (run / "media").iterdir()
+    captions = (folder / "captions.csv").read_text().splitlines()
+    assert captions[0] == "key,source,type,file,text,said"
+    assert len(captions) - 1 == len(list(folder.glob("*.png"))) + len(list(folder.glob("*.wav")))
+    assert list(run.glob("wandb/offline-run-*/files/media/**/*.wav"))
+    for file in (path for path in run.rglob("*") if path.is_file()):
+        assert SECRET.encode() not in file.read_bytes(), file
+    told = capfd.readouterr()
+    assert SECRET not in told.out + told.err
