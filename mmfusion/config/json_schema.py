@@ -1,0 +1,126 @@
+"""A JSON schema (draft 2020-12) of the configuration for editors: the signatures, as `check` reads them.
+
+It knows each file alone, not what others bring: nothing is required in it, and an interpolation may stand anywhere.
+What is missing and what interpolations give is for `mmfusion config --check`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaError
+
+from mmfusion.config.problems import ConfigError
+from mmfusion.config.signatures import NODE_KEYS, arguments_of, as_json, bare, classes, hints_of, locate, makes, members
+from mmfusion.config.tree import targets_in
+
+Schema = dict[str, Any]
+_LATER: Schema = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
+_NODE_KEYS: Schema = {"_target_": {"type": "string", "pattern": r"^\w+(\.\w+)+$"}} | {
+    name: {"type": "string" if name == "_convert_" else "boolean"} for name in NODE_KEYS[1:]
+}
+
+
+def json_schema(root: Callable[..., object], trees: Sequence[Path]) -> Schema:
+    """The schema of a whole configuration (`root` is its signature) and of each file of the groups of `trees`.
+
+    Every class that a file of the trees names is in it, ours and the user's; one that cannot be imported is left open.
+    """
+    known: dict[str, Callable[..., object]] = {}
+    definitions: Schema = {"later": _LATER}
+    for target in sorted(targets_in(trees)):
+        try:
+            known[target] = locate(target, target)
+        except ConfigError as error:
+            definitions[target] = {"description": str(error)}
+    definitions |= {target: _call(made, known) for target, made in known.items()}
+    definitions["node"] = {
+        "type": "object",
+        "required": ["_target_"],
+        "properties": {"_target_": _NODE_KEYS["_target_"]},
+        "allOf": [
+            {"if": {"properties": {"_target_": {"const": target}}}, "then": {"$ref": f"#/$defs/{target}"}}
+            for target in sorted(definitions.keys() - {"later"})
+        ],
+    }
+    whole = _call(root, known)
+    whole["properties"]["hydra"] = {"type": "object"}
+    definitions["root"] = whole
+    groups = [place for place in whole["properties"].values() if _may_be_object(place)]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "mmfusion configuration",
+        "if": {"required": ["_target_"]},
+        "then": {"$ref": "#/$defs/node"},
+        "else": {"anyOf": [{"$ref": "#/$defs/root"}, *groups]},
+        "$defs": definitions,
+    }
+
+
+def _call(target: Callable[..., object], known: Mapping[str, Callable[..., object]]) -> Schema:
+    """The arguments of a class or function: what a node of it may hold."""
+    named, open_ended = arguments_of(target)
+    hints = hints_of(target)
+    text = inspect.getdoc(target) or ""
+    properties: Schema = {"defaults": {"type": "array"}, **_NODE_KEYS}
+    for name, parameter in named.items():
+        properties[name] = _place(hints.get(name, Any), known)
+        if sentence := re.search(rf"[^.\n]*`{name}`[^.\n]*\.?", text):
+            properties[name]["description"] = sentence.group().strip()
+        if parameter.default is not parameter.empty and as_json(parameter.default):
+            properties[name]["default"] = parameter.default
+    return {
+        "type": "object",
+        "description": text.partition("\n\n")[0],
+        "properties": properties,
+        "additionalProperties": open_ended,
+    }
+
+
+def _place(hint: Any, known: Mapping[str, Callable[..., object]]) -> Schema:
+    """What may stand where a parameter is annotated `hint`: plain values, nodes, an interpolation."""
+    if Any in (found := [bare(member) for member in members(bare(hint))]):
+        return {}
+    choices = [_option(option, known) for option in (members(hint) if len(found) > 1 else [hint])]
+    return {} if {} in choices else {"anyOf": [*choices, {"$ref": "#/$defs/later"}]}
+
+
+def _option(hint: Any, known: Mapping[str, Callable[..., object]]) -> Schema:
+    option = bare(hint)
+    origin = get_origin(option)
+    if origin is Callable or (inspect.isclass(option) and option.__module__ != "builtins" and origin is None):
+        return _node(option, known)
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        key, value = get_args(option)
+        return {"type": "object", "propertyNames": _plain(key), "additionalProperties": _place(value, known)}
+    return _plain(hint)
+
+
+def _node(hint: Any, known: Mapping[str, Callable[..., object]]) -> Schema:
+    """A node of a class that fits or is not known here; without `_target_`, part of one that another file begins."""
+    expected = classes(hint)
+    fitting = [target for target, made in known.items() if makes(made, expected)]
+    foreign = {"not": {"enum": list(known)}}
+    fits = {"properties": {"_target_": {"anyOf": [{"enum": fitting}, foreign]}}} if expected else {}
+    partly = {"anyOf": [{"$ref": f"#/$defs/{target}"} for target in fitting]} if expected and fitting else {}
+    node = {"allOf": [{"$ref": "#/$defs/node"}, fits]}
+    return {"type": "object", "if": {"required": ["_target_"]}, "then": node, "else": partly}
+
+
+def _plain(hint: Any) -> Schema:
+    """pydantic's schema of a type without nodes; an open one for what it cannot read."""
+    try:
+        made = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).json_schema()
+    except (PydanticUserError, SchemaError, TypeError, NameError, ValueError):
+        return {}
+    return {} if "$defs" in made else made
+
+
+def _may_be_object(place: Schema) -> bool:
+    return any(choice.get("type") == "object" for choice in place.get("anyOf", ()))

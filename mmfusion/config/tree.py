@@ -1,0 +1,123 @@
+"""A composed tree: resolved, walked, printed without secrets, and the `_target_`s in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigTypeError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from mmfusion.config.problems import ConfigError
+
+SECRET = re.compile(r"(^|_)(api_key|password|passwd|secret|token|access_key)$", re.IGNORECASE)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved tree as plain dicts and lists. Raises ConfigError for a missing value (`???`) or interpolation."""
+    try:
+        return _as_dict(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except (InterpolationKeyError, ConfigTypeError) as error:  # its source is not there, or is null
+        key = str(error.full_key)
+        sources = ", ".join(sources_of(interpolated(cfg).get(key, ""))) or str(error).splitlines()[0]
+        remedy = f"give {key} a value of its own" + (f" or leave out ~{key.rpartition('.')[0]}" if "." in key else "")
+        raise ConfigError([f"{key}: is taken from {sources}, which is not there; {remedy}"]) from error
+    except MissingMandatoryValue as error:
+        raise ConfigError([f"{error.full_key}: has no value yet; give {error.full_key}=VALUE"]) from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "configuration"
+        raise ConfigError([f"{key}: {str(error).splitlines()[0]}"]) from error
+
+
+def raw(cfg: DictConfig) -> dict[str, Any]:
+    """The tree as plain dicts and lists, interpolations as they are written."""
+    return _as_dict(OmegaConf.to_container(cfg, resolve=False))
+
+
+def leaves(tree: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What is no mapping in a tree, nor an empty one, with its dotted key."""
+    if isinstance(tree, Mapping) and tree:
+        for name, item in tree.items():
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
+    elif key:
+        yield key, tree
+
+
+def interpolated(cfg: DictConfig) -> dict[str, str]:
+    """The keys whose value is taken from another key, with what stands there: `${optim.lr}`."""
+    return {key: value for key, value in leaves(raw(cfg)) if isinstance(value, str) and "${" in value}
+
+
+def sources_of(interpolation: str) -> list[str]:
+    """The names in an interpolation: `${data.root}/x` -> `data.root`, `${oc.env:HOME,/}` -> `oc.env:HOME`."""
+    return re.findall(r"\$\{(oc\.env:\w+|[\w.]+)", interpolation)
+
+
+def refuse_interpolations(tree: object, key: str = "") -> None:
+    """Raises ConfigError for `${…}` other than `${oc.env:NAME}`, which gives a text: others could make nodes unseen."""
+    if isinstance(tree, (Mapping, list)):
+        for name, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            refuse_interpolations(name, f"{key}.{name}" if key else str(name))
+            refuse_interpolations(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, str) and "${" in re.sub(r"\$\{oc\.env:[^{}]*\}", "", tree):
+        raise ConfigError([f"{key}: {tree!r:.100} is not resolved; a run folder holds plain values and ${{oc.env:…}}"])
+
+
+def targets(tree: Any) -> Iterator[tuple[str, object]]:
+    """Every `_target_` of a tree with its key."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            if name == "_target_":
+                yield "_target_", value
+            else:
+                yield from ((f"{name}.{key}", target) for key, target in targets(value))
+    elif isinstance(tree, (list, tuple, set)):
+        for index, value in enumerate(tree):
+            yield from ((f"{index}.{key}", target) for key, target in targets(value))
+
+
+def targets_in(trees: Sequence[Path]) -> set[str]:
+    """Every `_target_` that the files of configuration trees name: what whoever keeps the trees trusts."""
+    found: set[str] = set()
+    for tree in trees:
+        for file in tree.rglob("*.yaml"):
+            try:
+                content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+                continue  # what cannot be read trusts nothing
+            found |= {str(target) for _, target in targets(content)}
+    return found
+
+
+def printable(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved tree without secrets: what the environment gave, also through another key, stays `${oc.env:NAME}`.
+
+    Values of keys that name a secret (`api_key`, `password`, `token`, not `num_memory_tokens`) become `***`.
+    """
+    from omegaconf.resolvers import oc
+
+    OmegaConf.register_new_resolver("oc.env", lambda name, *default: f"${{oc.env:{name}}}", replace=True)
+    try:
+        OmegaConf.clear_cache(cfg)
+        tree = _as_dict(OmegaConf.to_container(cfg, resolve=True))
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        OmegaConf.clear_cache(cfg)
+
+    def hide(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                k: "***" if SECRET.search(str(k)) and isinstance(v, str) and "${" not in v else hide(v)
+                for k, v in value.items()
+            }
+        return [hide(item) for item in value] if isinstance(value, list) else value
+
+    return hide(tree)
+
+
+def _as_dict(tree: object) -> dict[str, Any]:
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
