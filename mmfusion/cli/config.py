@@ -67,10 +67,11 @@ def _list(group: str | None, config_dir: Path | None) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("group", "", "option", "what it is", *(["in"] if config_dir else [])):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading != "what it is")
     before = ""
     for option in config.listing(group, config_dir):
-        row = ("" if option.group == before else option.group, "*" if option.default else "", option.name, option.about)
+        about = " ".join(filter(None, (option.about, option.needs and f"(needs {option.needs})")))
+        row = ["" if option.group == before else option.group, "*" if option.default else "", option.name, about]
         table.add_row(*row, *([option.tree] if config_dir else []))
         before = option.group
     Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
 import signal
 import sys
@@ -136,10 +137,12 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
         if statuses[label] in (130, 143):
             raise KeyboardInterrupt  # which ends Hydra's loop too
 
-    given = config.as_overrides(overrides, [tree, *([config_dir] if config_dir else [])])
+    given = config.as_overrides(overrides, list(config.conf_trees(config_dir)), sweep=True)
     sys.argv = [sys.argv[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it finds, for one line of ours
     try:
-        hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
+        with config.told_in_one_line():
+            hydra.main(version_base="1.3", config_path=str(tree), config_name=config.ROOT)(job)()
     except KeyboardInterrupt:
         stopped = 130
         print("stopped; the runs after this one were not begun", file=sys.stderr)

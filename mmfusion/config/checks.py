@@ -105,12 +105,20 @@ def _check_plain(value: Any, hint: Any, path: str) -> Iterator[str]:
         adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
         adapter.validate_json(plain, strict=True)
     except ValidationError as error:
-        yield f"{path}: {_reason(error)}, not {value!r}"
+        yield f"{path}: {_reason(error)}, not {value!r}{_slip(value, error)}"
     except SchemaError:  # a class of ours that pydantic cannot read, and a value that is no node
         remedy = f"; to leave it out: ~{path}" if value is None else ""
         yield f"{path}: must be a node with a _target_, not {value!r}{remedy}"
     except (PydanticUserError, TypeError, NameError, ValueError):
         return  # a type that pydantic cannot read, such as another library's: only the name could be checked
+
+
+def _slip(value: object, error: ValidationError) -> str:
+    """What a command line may have made of what was meant."""
+    if value == "":
+        return " (nothing stands after the =)"
+    listed = any(detail["type"] in ("list_type", "tuple_type") for detail in error.errors())
+    return "; write it without quotes" if listed and isinstance(value, str) and value.startswith("[") else ""
 
 
 def _reason(error: ValidationError) -> str:

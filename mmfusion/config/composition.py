@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mmfusion.config.overrides import as_overrides, groups
-from mmfusion.config.problems import ConfigError
+from mmfusion.config.problems import ConfigError, one_line
 
 ROOT = "train"
 
@@ -54,18 +54,27 @@ def hydra_over(arguments: Sequence[str], config_dir: Path | None) -> Iterator[li
     overrides = as_overrides(arguments, trees)
     if config_dir:
         overrides.append(f'hydra.searchpath=["file://{trees[-1]}"]')
-    with told_in_one_line(), initialize_config_dir(str(trees[0]), version_base="1.3"):
+    with told_in_one_line(trees), initialize_config_dir(str(trees[0]), version_base="1.3"):
         yield overrides
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
+def told_in_one_line(trees: Sequence[Path] = ()) -> Iterator[None]:
     """What Hydra and the files that it reads raise becomes a ConfigError of one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([" ".join((str(error) or str(error.__cause__)).split())]) from error
-    except ValueError as error:  # Hydra's own, which names no key
-        raise ConfigError(
-            [f"a group is set to no name ({error}); give GROUP=NAME, or ~GROUP to leave it out"]
-        ) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError([one_line(error)]) from error
+    except UnicodeDecodeError as error:
+        files = [str(file) for tree in trees for file in tree.rglob("*.yaml") if not _is_text(file)]
+        raise ConfigError([f"{', '.join(files)}: not text in UTF-8 ({error.reason})"]) from error
+    except ValueError as error:
+        raise ConfigError([one_line(error)]) from error
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

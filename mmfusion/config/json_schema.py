@@ -40,13 +40,15 @@ def json_schema(root: Callable[..., object], trees: Sequence[Path]) -> Schema:
         except ConfigError as error:
             definitions[target] = {"description": str(error)}
     definitions |= {target: _call(made, known) for target, made in known.items()}
+    targets = sorted(definitions.keys() - {"later"})
+    definitions["foreign"] = {"not": {"enum": list(known)}}
     definitions["node"] = {
         "type": "object",
         "required": ["_target_"],
         "properties": {"_target_": _NODE_KEYS["_target_"]},
         "allOf": [
             {"if": {"properties": {"_target_": {"const": target}}}, "then": {"$ref": f"#/$defs/{target}"}}
-            for target in sorted(definitions.keys() - {"later"})
+            for target in targets
         ],
     }
     whole = _call(root, known)
@@ -99,16 +101,16 @@ def _option(hint: Any, known: Mapping[str, Callable[..., object]]) -> Schema:
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         key, value = get_args(option)
         return {"type": "object", "propertyNames": _plain(key), "additionalProperties": _place(value, known)}
+    if inspect.isclass(origin) and issubclass(origin, Sequence) and origin is not tuple:
+        return {"type": "array"} | _plain(hint) | {"items": _place(get_args(option)[0], known)}
     return _plain(hint)
 
 
 def _node(hint: Any, known: Mapping[str, Callable[..., object]]) -> Schema:
     """A node of a class that fits or is not known here; without `_target_`, part of one that another file begins."""
-    expected = classes(hint)
-    fitting = [target for target, made in known.items() if makes(made, expected)]
-    foreign = {"not": {"enum": list(known)}}
-    fits = {"properties": {"_target_": {"anyOf": [{"enum": fitting}, foreign]}}} if expected else {}
-    partly = {"anyOf": [{"$ref": f"#/$defs/{target}"} for target in fitting]} if expected and fitting else {}
+    fitting = [target for target, made in known.items() if makes(made, classes(hint))]
+    fits = {"properties": {"_target_": {"anyOf": [{"enum": fitting}, {"$ref": "#/$defs/foreign"}]}}}
+    partly = {"anyOf": [{"$ref": f"#/$defs/{target}"} for target in fitting]} if fitting else {}
     node = {"allOf": [{"$ref": "#/$defs/node"}, fits]}
     return {"type": "object", "if": {"required": ["_target_"]}, "then": node, "else": partly}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,11 +16,16 @@ from mmfusion.config.problems import ConfigError, near
 
 @dataclass(frozen=True)
 class Option:
-    """One file of a group: `about` is its first line of comment, `default` whether it is chosen without asking."""
+    """One file of a group.
+
+    `about` is the first line of the comment at its top; `needs` what a line of it says after `needs:`, such as `gpu`;
+    `default` whether it is chosen without asking; `tree` the name of the configuration tree it is in.
+    """
 
     group: str
     name: str
     about: str
+    needs: str
     default: bool
     tree: str
 
@@ -38,15 +42,17 @@ def listing(group: str | None = None, config_dir: Path | None = None) -> list[Op
         if group is None or name == group or name.startswith(f"{group}/"):
             for option in options:
                 tree = next(tree for tree in trees if (tree / name / f"{option}.yaml").is_file())
-                about = about_of(tree / name / f"{option}.yaml")
-                found.append(Option(name, option, about, f"{name}/{option}" in chosen, trees[tree]))
+                about, needs = _comment(tree / name / f"{option}.yaml")
+                found.append(Option(name, option, about, needs, f"{name}/{option}" in chosen, trees[tree]))
     return found
 
 
-def about_of(file: Path) -> str:
-    """The first line of the comment at its top that is not for Hydra."""
+def _comment(file: Path) -> tuple[str, str]:
+    """What the comment at the top of a file says of it, and what it needs; `# @package` is for Hydra."""
     top = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
-    return next((line[1:].strip() for line in top if not re.match(r"#\s*@", line)), "")
+    lines = [text for line in top if not (text := line[1:].strip()).startswith("@")]
+    needs = [line.removeprefix("needs:").strip() for line in lines if line.startswith("needs:")]
+    return next((line for line in lines if not line.startswith("needs:")), ""), ", ".join(needs)
 
 
 def _chosen() -> set[str]:

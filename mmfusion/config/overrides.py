@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,13 +41,15 @@ def as_overrides(arguments: Sequence[str], config_dirs: Sequence[Path], *, sweep
     for argument in arguments:
         override = _parsed(argument, known)
         name = override.key_or_group
-        if override.is_sweep_override():
-            if not sweep:
-                raise ConfigError([_several(argument)])
+        if override.is_sweep_override() and not sweep:
+            raise ConfigError([_several(argument)])
+        if override.is_sweep_override() or override.is_delete():
+            pass
         elif name in known:
             _check_choice(name, override.value(), known[name])
         elif group := _meant(name, override.value(), known):
-            raise ConfigError([f"{argument}: {name} is no group; did you mean {group}={override.value()}?"])
+            meant = f"~{group} to leave out all of it" if override.value() is None else f"{group}={override.value()}"
+            raise ConfigError([f"{argument}: {name} is no group; did you mean {meant}?"])
         if name not in known and not argument.startswith(("+", "~")) and not name.startswith("hydra."):
             argument = "++" + argument
         result.append(argument)
@@ -61,15 +64,17 @@ def _parsed(argument: str, known: Mapping[str, Sequence[str]]) -> Override:
     except HydraException as error:
         key, equals, value = argument.partition("=")
         choices = [f"{group}={argument}" for group, options in known.items() if argument in options]
-        remedy = f"quote text: {_quoted(key, value)}" if equals else f"did you mean {choices[0]}?" if choices else ""
+        unquoted = f"quote text: {_quoted(key, value)}"
+        remedy = unquoted if equals else f"did you mean {(choices or [f'{argument}=VALUE'])[0]}?"
         reason = str(error).splitlines()[0]
-        problem = f"{argument}: not of the form key=value ({reason})"
-        raise ConfigError([f"{problem}; {remedy}" if remedy else problem]) from error
+        raise ConfigError([f"{argument}: not of the form key=value ({reason}); {remedy}"]) from error
 
 
 def _quoted(key: str, value: str) -> str:
     """`key=value` as a shell hands it on with the value quoted for Hydra."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    if "'" in value and not re.search(r"[$`!\\]", value):  # the only quotes of a shell that can hold one
+        return f'"{key}=\\"{escaped}\\""'
     return shlex.quote(f'{key}="{escaped}"')
 
 
@@ -80,17 +85,21 @@ def _several(argument: str) -> str:
 
 
 def _check_choice(group: str, choice: Any, options: Sequence[str]) -> None:
-    """`null` is for Hydra to judge; what names options must name some that are there."""
+    if choice is None:
+        raise ConfigError([f"{group}=null: a group is set to no name; give {group}=NAME, or ~{group} to leave it out"])
     for name in choice if isinstance(choice, list) else [choice]:
-        if options and name is not None and name not in options:
+        if options and name not in options:
             raise ConfigError(
                 [f"{group}={name}: no such option{near(str(name), options)}; there are: {', '.join(options)}"]
             )
 
 
 def _meant(name: str, choice: Any, known: Mapping[str, Sequence[str]]) -> str | None:
-    """The group that `model.image=naflex` or `image=naflex` seems to mean."""
+    """The group that `model.image=naflex`, `image=naflex` or `model.encoders.image=null` seems to mean."""
+    first, _, last = name.replace(".", "/").partition("/")
     for group, options in known.items():
-        if choice in options and (group == name.replace(".", "/") or group.endswith(f"/{name}")):
+        if choice in options and (group == f"{first}/{last}" or group.endswith(f"/{name}")):
+            return group
+        if choice is None and last and group == f"{first}/{last.rpartition('/')[2]}":
             return group
     return None

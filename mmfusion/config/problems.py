@@ -16,6 +16,13 @@ class ConfigError(UserError):
         self.problems = list(problems)
 
 
+def one_line(error: Exception) -> str:
+    """What Hydra, OmegaConf or YAML found, with the key where it is known."""
+    key = getattr(error, "full_key", None)
+    text = str(error) or str(error.__cause__)
+    return f"{key}: {text.splitlines()[0]}" if key else " ".join(text.split())
+
+
 def near(word: str, known: Collection[str]) -> str:
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""

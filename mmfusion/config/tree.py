@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigTypeError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from mmfusion.config.problems import ConfigError
+from mmfusion.config.problems import ConfigError, one_line
 
 SECRET = re.compile(r"(^|_)(api_key|password|passwd|secret|token|access_key)$", re.IGNORECASE)
 
@@ -20,16 +20,20 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved tree as plain dicts and lists. Raises ConfigError for a missing value (`???`) or interpolation."""
     try:
         return _as_dict(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    except (InterpolationKeyError, ConfigTypeError) as error:  # its source is not there, or is null
-        key = str(error.full_key)
-        sources = ", ".join(sources_of(interpolated(cfg).get(key, ""))) or str(error).splitlines()[0]
-        remedy = f"give {key} a value of its own" + (f" or leave out ~{key.rpartition('.')[0]}" if "." in key else "")
-        raise ConfigError([f"{key}: is taken from {sources}, which is not there; {remedy}"]) from error
     except MissingMandatoryValue as error:
         raise ConfigError([f"{error.full_key}: has no value yet; give {error.full_key}=VALUE"]) from error
+    except InterpolationResolutionError as error:
+        raise ConfigError([_not_there(str(error.full_key), interpolated(cfg)) or one_line(error)]) from error
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "configuration"
-        raise ConfigError([f"{key}: {str(error).splitlines()[0]}"]) from error
+        raise ConfigError([one_line(error)]) from error
+
+
+def _not_there(key: str, interpolated: Mapping[str, str]) -> str:
+    """What to say of a key whose source was left out, is null, or has no value."""
+    if not (sources := ", ".join(sources_of(interpolated.get(key, "")))):
+        return ""
+    leave_out = f", or leave out what holds it: ~{key.rpartition('.')[0]}" if "." in key else ""
+    return f"{key}: is taken from {sources}, which is not there; give {key} a value of its own{leave_out}"
 
 
 def raw(cfg: DictConfig) -> dict[str, Any]:
