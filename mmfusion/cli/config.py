@@ -74,7 +74,7 @@ def _list(group: str | None, config_dir: Path | None) -> None:
         row = ["" if option.group == before else option.group, "*" if option.default else "", option.name, about]
         table.add_row(*row, *([option.tree] if config_dir else []))
         before = option.group
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(table)
 
 
 def _schema(file: str, config_dir: Path | None) -> None:

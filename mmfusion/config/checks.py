@@ -32,6 +32,7 @@ from mmfusion.config.signatures import (
     takes_partial,
 )
 
+_NODE = "must be a node with a _target_"
 # Words of JSON that a command line writes in another way.
 _WRITTEN = {"a valid array": "a list such as [a, b]", "a valid object": "a mapping such as {a: 1}"}
 
@@ -105,18 +106,23 @@ def _check_plain(value: Any, hint: Any, path: str) -> Iterator[str]:
         adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True))
         adapter.validate_json(plain, strict=True)
     except ValidationError as error:
-        yield f"{path}: {_reason(error)}, not {value!r}{_slip(value, error)}"
+        yield f"{path}: {_reason(error)}, not {value!r}{_slip(value, error, path)}"
     except SchemaError:  # a class of ours that pydantic cannot read, and a value that is no node
-        remedy = f"; to leave it out: ~{path}" if value is None else ""
-        yield f"{path}: must be a node with a _target_, not {value!r}{remedy}"
+        yield f"{path}: {_NODE}, not {value!r}{_way_out(value, path)}"
     except (PydanticUserError, TypeError, NameError, ValueError):
         return  # a type that pydantic cannot read, such as another library's: only the name could be checked
 
 
-def _slip(value: object, error: ValidationError) -> str:
+def _way_out(value: object, path: str) -> str:
+    return f"; to leave it out: ~{path}" if value is None else ""
+
+
+def _slip(value: object, error: ValidationError, path: str) -> str:
     """What a command line may have made of what was meant."""
     if value == "":
         return " (nothing stands after the =)"
+    if _reason(error) == _NODE:
+        return _way_out(value, path)
     listed = any(detail["type"] in ("list_type", "tuple_type") for detail in error.errors())
     return "; write it without quotes" if listed and isinstance(value, str) and value.startswith("[") else ""
 
@@ -125,7 +131,7 @@ def _reason(error: ValidationError) -> str:
     """What pydantic found, in one line, a union's members joined by "or"; `[0]` says which item of a list."""
     readable = [detail for detail in error.errors() if detail["type"] != "needs_python_object"]
     if not readable:
-        return "must be a node with a _target_"
+        return _NODE
     reasons = []
     for detail in readable:
         item = "".join(f"[{part}]" for part in detail["loc"] if isinstance(part, int))

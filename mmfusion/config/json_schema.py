@@ -40,28 +40,33 @@ def json_schema(root: Callable[..., object], trees: Sequence[Path]) -> Schema:
         except ConfigError as error:
             definitions[target] = {"description": str(error)}
     definitions |= {target: _call(made, known) for target, made in known.items()}
-    targets = sorted(definitions.keys() - {"later"})
-    definitions["foreign"] = {"not": {"enum": list(known)}}
-    definitions["node"] = {
-        "type": "object",
-        "required": ["_target_"],
-        "properties": {"_target_": _NODE_KEYS["_target_"]},
-        "allOf": [
-            {"if": {"properties": {"_target_": {"const": target}}}, "then": {"$ref": f"#/$defs/{target}"}}
-            for target in targets
-        ],
-    }
-    whole = _call(root, known)
-    whole["properties"]["hydra"] = {"type": "object"}
-    definitions["root"] = whole
-    groups = [place for place in whole["properties"].values() if _may_be_object(place)]
+    chosen = [
+        {"if": {"properties": {"_target_": {"const": target}}}, "then": {"$ref": f"#/$defs/{target}"}}
+        for target in sorted(definitions.keys() - {"later"})
+    ]
+    node = {"type": "object", "required": ["_target_"], "properties": _NODE_KEYS, "allOf": chosen}
+    definitions |= {"root": _call(root, known), "node": node, "foreign": {"not": {"enum": list(known)}}}
+    definitions["root"]["properties"]["hydra"] = {"type": "object"}
+    places = [definitions["root"]["properties"][name] for name in arguments_of(root)[0]]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mmfusion configuration",
         "if": {"required": ["_target_"]},
         "then": {"$ref": "#/$defs/node"},
-        "else": {"anyOf": [{"$ref": "#/$defs/root"}, *groups]},
+        "else": _file(places, list(arguments_of(root)[0])),
         "$defs": definitions,
+    }
+
+
+def _file(places: Sequence[Schema], keys: Sequence[str]) -> Schema:
+    """A file that is no node: the whole, part of a node, or a group's nodes by name, be it a name of the root's."""
+    nodes = [place for place in places if _holds(place, "then")]
+    named = {"anyOf": [place for place in places if _holds(place, "propertyNames")]}
+    whole_nodes = {"additionalProperties": {"required": ["_target_"]}}
+    return {
+        "if": {"anyOf": [{"required": [key]} for key in keys]},
+        "then": {"anyOf": [{"$ref": "#/$defs/root"}, *nodes, {"allOf": [named, whole_nodes]}]},
+        "else": {"anyOf": [*nodes, named]},
     }
 
 
@@ -100,7 +105,12 @@ def _option(hint: Any, known: Mapping[str, Callable[..., object]]) -> Schema:
         return _node(option, known)
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         key, value = get_args(option)
-        return {"type": "object", "propertyNames": _plain(key), "additionalProperties": _place(value, known)}
+        return {
+            "type": "object",
+            "propertyNames": {"anyOf": [_plain(key), {"const": "defaults"}]},
+            "properties": {"defaults": {"type": "array"}},
+            "additionalProperties": _place(value, known),
+        }
     if inspect.isclass(origin) and issubclass(origin, Sequence) and origin is not tuple:
         return {"type": "array"} | _plain(hint) | {"items": _place(get_args(option)[0], known)}
     return _plain(hint)
@@ -124,5 +134,5 @@ def _plain(hint: Any) -> Schema:
     return {} if "$defs" in made else made
 
 
-def _may_be_object(place: Schema) -> bool:
-    return any(choice.get("type") == "object" for choice in place.get("anyOf", ()))
+def _holds(place: Schema, word: str) -> bool:
+    return any(word in choice for choice in place.get("anyOf", ()))

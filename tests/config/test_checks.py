@@ -1,11 +1,10 @@
-"""The signature is the schema: what is refused, how it is said, what reaches Hydra, what never leaves the process."""
+"""The signature is the schema: what is refused, how it is said, what is built, what never leaves the process."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
@@ -69,6 +68,13 @@ def problems(**tree: object) -> list[str]:
         ({"wheels": {"a": node()}}, "wheels.a.size: missing; Wheel needs it"),
         ({"wheels": {"a": node(size=1, colour="green")}}, "wheels.a.colour: must be 'red' or 'blue', not 'green'"),
         ({"wheels": {"a": node(Engine)}}, f"wheels.a._target_: {__name__}.Engine is no Wheel"),
+        ({"speeds": "1"}, "speeds: must be a list such as [a, b], not '1'"),
+        ({"speeds": "[1, 2]"}, "speeds: must be a list such as [a, b], not '[1, 2]'; write it without quotes"),
+        ({"wheels": {"a": node(size="")}}, "wheels.a.size: must be a valid integer, not '' (nothing stands after"),
+        (
+            {"wheels": {"a": None, "b": node(size=1)}},
+            "wheels.a: must be a node with a _target_, not None; to leave it out: ~wheels.a",
+        ),
         ({"speeds": [1.0, math.nan]}, "speeds: [1] must be a finite number, not [1.0, nan]"),
         ({"engine": node(Engine, power=math.inf)}, "engine.power: must be a finite number, not inf"),
         ({"engine": node(Engine, powr=1.0)}, "engine.powr: Engine has no such argument; did you mean 'power'?"),
@@ -128,22 +134,3 @@ def test_environment_and_secrets_are_never_printed(monkeypatch: pytest.MonkeyPat
     assert shown["num_memory_tokens"] == 4
     assert shown["a"] == "${oc.env:MY_KEY}"
     assert config.plain(cfg)["b"] == "x hunter2"
-
-
-def test_overrides_reach_keys_that_only_a_signature_knows() -> None:
-    trees = [config.conf_dir()]
-    assert config.as_overrides(["optim.fused=true", "model=tiny", "+a=1", "~b"], trees) == [
-        "++optim.fused=true",
-        "model=tiny",
-        "+a=1",
-        "~b",
-    ]
-    with pytest.raises(ConfigError, match=r"model=tinny: no such option; did you mean 'tiny'\?"):
-        config.as_overrides(["model=tinny"], trees)
-    with pytest.raises(ConfigError, match="not of the form key=value"):
-        config.as_overrides(["prompt=What's this?"], trees)
-
-
-def test_a_missing_configuration_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
-        config.compose([], tmp_path / "nowhere")
