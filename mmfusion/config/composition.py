@@ -33,11 +33,11 @@ def conf_trees(config_dir: Path | None) -> dict[Path, str]:
     trees = {conf_dir(): conf_dir().name}
     if config_dir:
         trees[config_dir.resolve()] = str(config_dir)
-    for tree, name in trees.items():
+    for tree in trees:
         if not tree.is_dir():
-            raise ConfigError([f"--config-dir {name}: no such folder"])
+            raise ConfigError([f"configuration in {tree}: no such folder"])
         if not groups([tree]):
-            raise ConfigError([f"--config-dir {name}: holds no GROUP/NAME.yaml, such as experiment/mine.yaml"])
+            raise ConfigError([f"configuration in {tree}: holds no GROUP/NAME.yaml, such as experiment/mine.yaml"])
     return trees
 
 
@@ -63,12 +63,10 @@ def told_in_one_line(trees: Sequence[Path] = ()) -> Iterator[None]:
     """What Hydra and the files that it reads raise becomes a ConfigError of one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError([one_line(error)]) from error
     except UnicodeDecodeError as error:
         files = [str(file) for tree in trees for file in tree.rglob("*.yaml") if not _is_text(file)]
         raise ConfigError([f"{', '.join(files)}: not text in UTF-8 ({error.reason})"]) from error
-    except ValueError as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError([one_line(error)]) from error
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from mmfusion import config
 from mmfusion.config import ConfigError
@@ -117,7 +116,3 @@ def test_the_default_of_each_group_is_marked() -> None:
     }
     assert not marked & {"data=shards", "evaluation=none", "debug=one_step"}
     assert all(option.about for option in config.listing())
-
-
-def test_composing_leaves_no_trace_in_the_process() -> None:
-    assert OmegaConf.to_container(config.compose(["seed=1"])) == OmegaConf.to_container(config.compose(["seed=1"]))
