@@ -21,3 +21,11 @@ def allow(parser: argparse.ArgumentParser) -> None:
     """`--allow my_pkg.MyEncoder`, on every verb that loads a run or checkpoint."""
     help = "class of your own that a run folder or checkpoint may build; may be given several times"
     parser.add_argument("--allow", action="append", default=[], metavar="CLASS", help=help)
+
+
+def which_runs(parser: argparse.ArgumentParser) -> None:
+    """`[FOLDER] --state --name --stage`: which runs a verb is about."""
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where runs are kept (runs)")
+    parser.add_argument("--state", help="running, evaluating, finished, failed, stopped or killed", metavar="STATE")
+    parser.add_argument("--name", help="the run's name, or a pattern of name or folder: 'quick*'", metavar="NAME")
+    parser.add_argument("--stage", help="pretrain, finetune, preference", metavar="STAGE")

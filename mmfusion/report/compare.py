@@ -1,0 +1,78 @@
+"""compare.html: runs beside one another on one page that opens without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+
+from mmfusion import runs
+from mmfusion.report import svg
+from mmfusion.report.html import binned, bounds, environment, is_rank, value
+from mmfusion.runs import words
+from mmfusion.runs.comparison import Comparison, unpaired
+from mmfusion.runs.listing import Measured, Run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run's value of a metric, in words and drawn."""
+
+    letter: str
+    value: str
+    bounds: str
+    drawn: Markup
+
+
+def write(path: Path, found: Comparison) -> None:
+    """Write the page, whole or not at all. Raises RunError for a log that is none."""
+    page = environment().get_template("compare.html.j2").render(
+        found=found,
+        facts={letter: _facts(run) for letter, run in found.runs.items()},
+        rows={name: list(map(_cell, found.runs, row)) for name, row in found.metrics.items()},
+        differences={key: dict(zip(found.runs, row, strict=True)) for key, row in found.differences.items()},
+        plots=curves(found.runs),
+        unpaired=unpaired(list(found.runs.values())),
+    )  # fmt: skip
+    runs.write(path, page)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    return {
+        "State": f"{run.status.state}, {words.steps(run)} steps",
+        "Stage": run.status.stage + (f", from {', '.join(run.parents)}" if run.parents else ""),
+        "Time": f"{words.took(run)}, {words.step_time(run)} a step",
+        "Validation loss": words.number(run.value("val/loss")),
+        "Commit": words.commit(run),
+        "Data": words.data(run),
+        "Machine": words.machine(run),
+        "Command": run.environment.command or "unknown",
+    }
+
+
+def _cell(letter: str, row: Measured | None) -> Cell:
+    if row is None:
+        return Cell(letter, "-", "not measured", Markup(""))
+    drawn = Markup("")
+    if row.chance is not None:
+        log_to = 2 * row.chance if is_rank(row.metric) else None
+        drawn = svg.interval(row.value, row.ci95, row.chance, {}, log_to=log_to)
+    return Cell(letter, value(row.value, row.metric), bounds(row.ci95, row.metric), drawn)
+
+
+def curves(found: Mapping[str, Run]) -> list[Markup]:
+    """A plot for each logged quantity, a line a run; the total losses first, the learning rate last."""
+    names = dict.fromkeys(name for run in found.values() for name in run.curves if name.startswith(("train/", "val/")))
+    order = sorted(names, key=lambda name: (not name.endswith("/loss"), name.endswith("/lr"), name.startswith("train")))
+    plots = []
+    for name in order:
+        lines = []
+        for index, (letter, run) in enumerate(found.items()):
+            if name in run.curves:
+                steps, values = map(np.array, run.curves[name])
+                lines.append(svg.Line(letter, *binned(steps, values), f"s{index + 1}"))
+        plots.append(svg.curves(lines, title=name, x_name="step", log=not name.endswith("/lr"), named=True))
+    return [plot for plot in plots if plot]
