@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.runs import comparison, side_by_side, tables
+    from mmfusion.runs import RunError, comparison, side_by_side, tables
 
     found = comparison.compare([Path(folder) for folder in options.run_folders])
     side_by_side.show(found, tables.console())
@@ -26,6 +26,9 @@ def run(options: argparse.Namespace) -> int:
     from mmfusion.report.compare import write
 
     page = Path(options.out)
-    write(page, found)
+    try:
+        write(page, found)
+    except OSError as error:
+        raise RunError(f"--out {page}: cannot be written ({error.strerror}); choose another file") from error
     print(f"\ncurves and all of this as a page: {page.resolve().as_uri()}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmfusion.cli.flags import which_runs
+from mmfusion.cli.flags import positive, which_runs
 
 HELP = "the best runs by a metric"
 DESCRIPTION = "Rank the runs below a folder by a metric: losses and ranks from the lowest, all else from the highest."
@@ -18,7 +18,7 @@ EXAMPLES = """\
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("metric", metavar="METRIC", help="TASK/METRIC as in metrics.json, or val/loss")
     which_runs(parser)
-    parser.add_argument("--n", type=int, default=5, help="how many (5)")
+    parser.add_argument("--n", type=positive, default=5, help="how many (5)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"left out: {problem}", file=sys.stderr)
     found = listing.chosen(found, state=options.state, name=options.name, stage=options.stage)
     name = listing.metric_named(found, options.metric)
-    best = listing.ordered([one for one in found if name in one.values], name)[: max(1, options.n)]
+    best = listing.ordered([one for one in found if name in one.values], name)[: options.n]
     out = tables.console()
     out.print(f"{name}, the {'lowest' if listing.lower_is_better(name) else 'highest'} first", soft_wrap=True)
     out.print(tables.ranked(best, root, name))

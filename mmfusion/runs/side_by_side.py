@@ -6,9 +6,10 @@ from rich.console import Console
 
 from mmfusion.runs import words
 from mmfusion.runs.comparison import Comparison, unpaired
-from mmfusion.runs.tables import WIDE, plain_table
+from mmfusion.runs.tables import plain_table
 
-KEY = 34  # characters of a key that stand in one line
+KEY = 34  # characters of a name that stand in one line
+CELL = 18  # of a value with its interval
 
 
 def show(found: Comparison, out: Console) -> None:
@@ -42,15 +43,20 @@ def _differences(found: Comparison, out: Console) -> None:
 
 
 def _metrics(found: Comparison, out: Console) -> None:
-    """Each run's value with its interval: beside it where there is room, else below it."""
+    """A column a run where there is room for them, else a line a run."""
     out.print("\nmetrics, 95% interval")
     made = plain_table()
     made.add_column("", overflow="fold")
-    between = " " if out.width >= WIDE and len(found.runs) <= 3 else "\n"
-    for letter in found.runs:
-        made.add_column(letter, justify="right")
+    letters = list(found.runs)
+    wide = KEY + CELL * len(letters) <= out.width
+    for name in letters if wide else ("", "", ""):
+        made.add_column(name, justify="right", no_wrap=True)
     for name, row in found.metrics.items():
-        cells = (f"{words.number(m.value)}{between}{words.interval(m)}".strip() if m else "-" for m in row)
-        made.add_row(words.printable(name), *cells)
+        values = [("-", "") if m is None else (words.number(m.value), words.interval(m)) for m in row]
+        if wide:
+            made.add_row(words.printable(name), *("\n".join(cell).strip() for cell in values))
+        else:
+            for index, cell in enumerate(values):
+                made.add_row("" if index else words.printable(name), letters[index], *cell)
     out.print(made)
     out.print(unpaired(list(found.runs.values())), soft_wrap=True)

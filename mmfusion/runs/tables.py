@@ -58,11 +58,15 @@ def listed(found: Sequence[Run], root: Path, metrics: Sequence[str], width: int)
         ("began", words.began),
         metric("val/loss"),
     ]
+    parents: Column = (
+        "from",
+        lambda run: ", ".join(below(Path(p), root).removesuffix("/checkpoint") for p in run.parents) or "-",
+    )
     more: list[Column] = [
         ("stage", lambda run: run.status.stage),
         ("took", words.took),
         *map(metric, metrics),
-        ("from", lambda run: ", ".join(below(Path(p), root).removesuffix("/checkpoint") for p in run.parents) or "-"),
+        *([parents] if any(run.parents for run in found) else []),
         ("commit", words.commit),
     ]
     if width >= WIDE:
