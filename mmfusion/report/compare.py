@@ -16,6 +16,9 @@ from mmfusion.runs import words
 from mmfusion.runs.comparison import Comparison, unpaired
 from mmfusion.runs.listing import Measured, Run
 
+PLOTTED = ("val/loss", "train/loss", "val/", "train/lr", "train/", "health/grad", "health/rank/", "speed/samples")
+LINEAR = ("train/lr", "health/rank/", "speed/")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -64,15 +67,15 @@ def _cell(letter: str, row: Measured | None) -> Cell:
 
 
 def curves(found: Mapping[str, Run]) -> list[Markup]:
-    """A plot for each logged quantity, a line a run; the total losses first, the learning rate last."""
-    names = dict.fromkeys(name for run in found.values() for name in run.curves if name.startswith(("train/", "val/")))
-    order = sorted(names, key=lambda name: (not name.endswith("/loss"), name.endswith("/lr"), name.startswith("train")))
+    """A plot for each of PLOTTED, a line a run; what is logged for each source apart is left out."""
+    logged = dict.fromkeys(name for run in found.values() for name in run.curves)
+    whole = [name for name in logged if name.rpartition("/")[0] not in logged]
     plots = []
-    for name in order:
+    for name in dict.fromkeys(name for wanted in PLOTTED for name in whole if name.startswith(wanted)):
         lines = []
         for index, (letter, run) in enumerate(found.items()):
             if name in run.curves:
                 steps, values = map(np.array, run.curves[name])
                 lines.append(svg.Line(letter, *binned(steps, values), f"s{index + 1}"))
-        plots.append(svg.curves(lines, title=name, x_name="step", log=not name.endswith("/lr"), named=True))
+        plots.append(svg.curves(lines, title=name, x_name="step", log=not name.startswith(LINEAR), named=True))
     return [plot for plot in plots if plot]

@@ -60,7 +60,7 @@ def listed(found: Sequence[Run], root: Path, metrics: Sequence[str], width: int)
     ]
     parents: Column = (
         "from",
-        lambda run: ", ".join(below(Path(p), root).removesuffix("/checkpoint") for p in run.parents) or "-",
+        lambda run: ", ".join(Path(p.removesuffix("/checkpoint")).name for p in run.parents) or "-",
     )
     more: list[Column] = [
         ("stage", lambda run: run.status.stage),
@@ -74,15 +74,16 @@ def listed(found: Sequence[Run], root: Path, metrics: Sequence[str], width: int)
     return table(columns, found, ("run", "state", "name", "stage", "from"))
 
 
-def key_metrics(found: Sequence[Run], most: int = 2) -> list[str]:
-    """The metrics that most of the runs have, the first of each task, in the order of the newest run's evaluation."""
+def key_metrics(found: Sequence[Run]) -> list[str]:
+    """One or two metrics that most of the runs have, the first of each task, in the order of the newest evaluation."""
+    room = 1 if any(run.parents for run in found) else 2
     firsts = Counter(
         name
         for run in found
         for name in {row.task: row.name for row in reversed(run.metrics) if row.subset is None}.values()
     )
     order = list(dict.fromkeys(row.name for run in found for row in run.metrics))
-    return sorted(firsts, key=lambda name: (-firsts[name], order.index(name)))[:most]
+    return sorted(firsts, key=lambda name: (-firsts[name], order.index(name)))[:room]
 
 
 def ranked(found: Sequence[Run], root: Path, name: str) -> Table:
