@@ -58,10 +58,12 @@ def _paths(run: Run) -> dict[str, Any]:
 
 
 def _walk(key: str, values: Sequence[Any]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Down to where not all of the values are mappings: a node that some runs have alone stays whole."""
-    if all(isinstance(value, dict) for value in values):
-        for name in dict.fromkeys(name for value in values for name in value):
-            yield from _walk(f"{key}.{name}" if key else str(name), [value.get(name, ABSENT) for value in values])
+    """Down to where not all of the values are mappings; a class that only some runs name stays whole."""
+    classes = [isinstance(value, dict) and "_target_" in value for value in values]
+    if all(value is ABSENT or isinstance(value, dict) for value in values) and all(classes) == any(classes):
+        trees = [{} if value is ABSENT else value for value in values]
+        for name in dict.fromkeys(name for tree in trees for name in tree):
+            yield from _walk(f"{key}.{name}" if key else str(name), [tree.get(name, ABSENT) for tree in trees])
     else:
         yield key, values
 

@@ -58,10 +58,7 @@ def listed(found: Sequence[Run], root: Path, metrics: Sequence[str], width: int)
         ("began", words.began),
         metric("val/loss"),
     ]
-    parents: Column = (
-        "from",
-        lambda run: ", ".join(Path(p.removesuffix("/checkpoint")).name for p in run.parents) or "-",
-    )
+    parents: Column = "from", lambda run: ", ".join(map(words.parent, run.parents)) or "-"
     more: list[Column] = [
         ("stage", lambda run: run.status.stage),
         ("took", words.took),

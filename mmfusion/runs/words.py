@@ -42,6 +42,11 @@ def commit(run: Run) -> str:
     return digest[:8] + ("+" if changes else "")
 
 
+def parent(checkpoint: str) -> str:
+    """The last folder of the run that a checkpoint is of."""
+    return checkpoint.rstrip("/").removesuffix("/checkpoint").rpartition("/")[2]
+
+
 def data(run: Run) -> str:
     return (run.data or "?")[:8]
 

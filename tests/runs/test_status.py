@@ -10,15 +10,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import Callback
-from tiny_runs import make
 
 from mmfusion import runs
 from mmfusion.cli.main import main
 from mmfusion.runs import status
 from mmfusion.runs.status import Status, read_status
+from tests.runs.tiny_runs import make
 
 SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.limit_val_batches=1"]
 
@@ -87,9 +88,9 @@ def test_a_run_that_raises_is_failed_with_its_message_and_one_that_goes_on_finis
     assert (run / "status.json").read_bytes() == written  # there was nothing to do
 
 
-def beat(folder: Path, **changes: object) -> Path:
-    """The heartbeat of this process, with changes."""
-    facts = {"state": "running", "time": time.time(), **status._here(), **changes}
+def beat(folder: Path, ago: float = 0.0, **changes: object) -> Path:
+    """The heartbeat of this process so many seconds ago, with changes."""
+    facts = {"state": "running", "time": time.time() - ago, **status._here(), **changes}
     (folder / "status.json").write_text(json.dumps(facts))
     return folder
 
@@ -103,13 +104,13 @@ def beat(folder: Path, **changes: object) -> Path:
         ({"started": 1.0}, "killed"),  # another process has its number now
         ({"pid": 2**22 + 1}, "killed"),  # more than the kernel gives
         ({"place": "elsewhere"}, "running"),
-        ({"place": "elsewhere", "time": time.time() - 299}, "running"),
-        ({"place": "elsewhere", "time": time.time() - 301}, "killed"),
+        ({"place": "elsewhere", "ago": 240}, "running"),
+        ({"place": "elsewhere", "ago": 301}, "killed"),
         ({"state": "stopped", "pid": 2**22 + 1}, "stopped"),
     ],
 )
 def test_a_heartbeat_is_believed_while_its_process_can_live(
-    changes: dict[str, object], expected: str, tmp_path: Path
+    changes: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     assert read_status(beat(tmp_path, **changes)).state == expected
 
