@@ -24,9 +24,7 @@ from tests.runs.tiny_runs import make
 SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.limit_val_batches=1"]
 
 
-def process(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mmfusion.cli.main", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+TWICE = "import sys; from mmfusion.cli.main import main; main(sys.argv[2:]); main(['train', 'resume=' + sys.argv[1]])"
 
 
 def wait_for_a_step(training: subprocess.Popen[str], run: Path, beyond: int) -> Status:
@@ -37,31 +35,30 @@ def wait_for_a_step(training: subprocess.Popen[str], run: Path, beyond: int) -> 
     raise AssertionError(training.communicate()[1])
 
 
-def test_a_process_that_trains_is_running_killed_and_stopped(tmp_path: Path) -> None:
-    """One run in two real processes: kill -9, then SIGTERM after it went on."""
+def test_a_process_that_trains_is_running_stopped_and_killed(tmp_path: Path) -> None:
+    """A real process: SIGTERM, then, after the run went on, kill -9."""
     run = tmp_path / "run"
-    often = ["callbacks.heartbeat.every_s=0", "callbacks.resume.every_n_train_steps=1"]
-    training = process(f"paths.run={run}", "steps=1000", *SMALL, *often)
-    found = wait_for_a_step(training, run, beyond=1)  # so that a resume point is there
+    often = ["callbacks.heartbeat.every_s=0", "callbacks.resume.every_n_train_steps=50"]
+    command = [sys.executable, "-c", TWICE, str(run), "train", f"paths.run={run}", "steps=1000", *SMALL, *often]
+    training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    found = wait_for_a_step(training, run, beyond=0)
     assert (found.state, found.pid, found.steps) == ("running", training.pid, 1000)
     assert found.step_s
     with pytest.raises(runs.RunError, match=rf"is running \(process {training.pid} on .*\); wait for it, or stop it"):
         runs.refuse_running(run)
-    training.kill()
-    while read_status(run).state == "running":  # a zombie, until its parent looks
-        time.sleep(0.01)
-    killed = read_status(run)
-    assert killed.state == "killed"
-    training.communicate()
-    assert read_status(run).state == "killed"
-    training = process(f"resume={run}")
-    assert wait_for_a_step(training, run, beyond=killed.step).spent_s == pytest.approx(killed.seconds)
     training.send_signal(signal.SIGTERM)
-    training.communicate(timeout=60)
-    assert training.returncode == 143
-    stopped = read_status(run)
+    while (stopped := read_status(run)).state == "running":
+        time.sleep(0.001)
     assert (stopped.state, stopped.message) == ("stopped", None)
     assert stopped.step == runs.step_of(runs.resume_points(run)[0])
+    went_on = wait_for_a_step(training, run, beyond=stopped.step)
+    assert (went_on.state, went_on.spent_s) == ("running", pytest.approx(stopped.seconds))
+    training.kill()
+    while read_status(run).state == "running":  # a zombie, until its parent looks
+        time.sleep(0.001)
+    assert read_status(run).state == "killed"
+    training.communicate()
+    assert read_status(run).state == "killed"
 
 
 class Trouble(Callback):
