@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def write(path: Path, found: Comparison) -> None:
     page = environment().get_template("compare.html.j2").render(
         found=found,
         facts={letter: _facts(run) for letter, run in found.runs.items()},
-        rows={name: list(map(_cell, found.runs, row)) for name, row in found.metrics.items()},
+        rows={name: _cells(found.runs, row) for name, row in found.metrics.items()},
         differences={key: dict(zip(found.runs, row, strict=True)) for key, row in found.differences.items()},
         plots=curves(found.runs),
         unpaired=unpaired(list(found.runs.values())),
@@ -56,9 +56,11 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
-def _cell(letter: str, row: Measured | None) -> Cell:
-    if row is None:
-        return Cell(letter, "-", "not measured", Markup(""))
+def _cells(letters: Iterable[str], row: Iterable[Measured | None]) -> list[Cell]:
+    return [_cell(letter, measured) for letter, measured in zip(letters, row, strict=True) if measured]
+
+
+def _cell(letter: str, row: Measured) -> Cell:
     drawn = Markup("")
     if row.chance is not None:
         log_to = 2 * row.chance if is_rank(row.metric) else None

@@ -19,6 +19,8 @@ class Heartbeat(Callback):
 
     def __init__(self, *, folder: str, every_s: Annotated[float, Ge(0)] = 10.0) -> None:
         self.folder, self.every_s = Path(folder), every_s
+        self._begin = self._last = time.monotonic()
+        self._first_step: int | None = None  # until steps are taken
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
@@ -42,7 +44,7 @@ class Heartbeat(Callback):
         self._beat(trainer)
 
     def _beat(self, trainer: pl.Trainer, **facts: Any) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or self._first_step is None:
             return
         self._last = time.monotonic()
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
