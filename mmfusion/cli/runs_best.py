@@ -22,17 +22,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.runs import listing, tables
+    from mmfusion.runs import choosing, listing, tables
 
     root = Path(options.folder)
     found, problems = listing.read_all(root)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    found = listing.chosen(found, state=options.state, name=options.name, stage=options.stage)
-    name = listing.metric_named(found, options.metric)
-    best = listing.ordered([one for one in found if name in one.values], name)[: options.n]
+    found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)
+    name = choosing.metric_named(found, options.metric)
+    best = choosing.ordered([one for one in found if name in one.values], name)[: options.n]
     out = tables.console()
-    out.print(f"{name}, the {'lowest' if listing.lower_is_better(name) else 'highest'} first", soft_wrap=True)
+    out.print(f"{name}, the {'lowest' if choosing.lower_is_better(name) else 'highest'} first", soft_wrap=True)
     out.print(tables.ranked(best, root, name))
     if len({one.data for one in best}) > 1:
         out.print("not all of the same data: their values are not comparable")

@@ -30,18 +30,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import json
 
-    from mmfusion.runs import listing, tables
+    from mmfusion.runs import choosing, listing, tables
 
     root = Path(options.folder)
     found, problems = listing.read_all(root)
-    found = listing.chosen(found, state=options.state, name=options.name, stage=options.stage)
-    found = listing.ordered(found, options.sort, reverse=options.reverse)
+    found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)
+    found = choosing.ordered(found, options.sort, reverse=options.reverse)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     if options.json:
         print(json.dumps([one.as_json() for one in found], indent=1, ensure_ascii=False))
         return 0
-    metrics = [listing.metric_named(found, name) for name in options.metric] or tables.key_metrics(found)
+    metrics = [choosing.metric_named(found, name) for name in options.metric] or tables.key_metrics(found)
     out = tables.console()
     out.print(tables.listed(found, root, metrics, out.width) if found else "none of the runs is of that kind")
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmfusion import runs
-from mmfusion.runs import listing, words
+from mmfusion.runs import choosing, listing, words
 from tests.runs.tiny_runs import make, measured
 
 
@@ -79,12 +79,12 @@ def test_a_run_says_what_its_folder_holds(several: Path) -> None:
 )
 def test_orders_by_hand(key: str, expected: list[str], several: Path) -> None:
     found, _ = listing.read_all(several)
-    assert names(listing.ordered(found, key), several) == expected
+    assert names(choosing.ordered(found, key), several) == expected
 
 
 def test_reversed_the_runs_without_the_metric_stay_last(several: Path) -> None:
     found, _ = listing.read_all(several)
-    order = names(listing.ordered(found, "median rank", reverse=True), several)
+    order = names(choosing.ordered(found, "median rank", reverse=True), several)
     assert order == ["sweep/time/0", "last", "first/a"]
 
 
@@ -101,13 +101,13 @@ def test_reversed_the_runs_without_the_metric_stay_last(several: Path) -> None:
 )
 def test_filters(state: str | None, name: str | None, stage: str | None, expected: list[str], several: Path) -> None:
     found, _ = listing.read_all(several)
-    assert names(listing.chosen(found, state=state, name=name, stage=stage), several) == expected
+    assert names(choosing.chosen(found, state=state, name=name, stage=stage), several) == expected
 
 
 def test_an_unknown_metric_names_the_near_one_and_all_there_are(several: Path) -> None:
     found, _ = listing.read_all(several)
     with pytest.raises(runs.RunError) as error:
-        listing.metric_named(found, "naming/R@2")
+        choosing.metric_named(found, "naming/R@2")
     assert str(error.value) == (
         "naming/R@2: no such metric; did you mean 'naming/R@1'?; there are: val/loss, naming/R@1, naming/median rank"
     )
@@ -116,7 +116,7 @@ def test_an_unknown_metric_names_the_near_one_and_all_there_are(several: Path) -
 def test_a_metric_that_two_tasks_have_must_say_which(tmp_path: Path) -> None:
     make(tmp_path / "a", metrics=[measured(0.2), {**measured(0.1), "task": "hearing"}])
     with pytest.raises(runs.RunError, match="R@1: several tasks have it; say which: naming/R@1, hearing/R@1"):
-        listing.metric_named(listing.read_all(tmp_path)[0], "R@1")
+        choosing.metric_named(listing.read_all(tmp_path)[0], "R@1")
 
 
 def test_a_run_of_a_version_without_heartbeats_is_read_from_its_log(tmp_path: Path) -> None:
