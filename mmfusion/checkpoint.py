@@ -114,17 +114,22 @@ def lineage(
     parents: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """What a checkpoint came from: `data` is the folder of the shards' manifest, `parents` are checkpoint folders."""
-    manifest = json.loads((data / MANIFEST).read_bytes())
-    shards = sorted((shard["file"], shard["sha256"]) for shard in manifest["shards"])
     return {
         "step": step,
         "seed": seed,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": commit,
-        "data": {"fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "shards": len(shards)},
+        "data": data_of(data),
         "parents": [{"name": str(parent), "sha256": _sha256(parent / WEIGHTS)} for parent in parents],
         "versions": {"mmfusion": __version__, "torch": importlib.metadata.version("torch")},
     }
+
+
+def data_of(root: Path) -> dict[str, Any]:
+    """The fingerprint of all shards in the manifest of a folder, and how many there are."""
+    manifest = json.loads((root / MANIFEST).read_bytes())
+    shards = sorted((shard["file"], shard["sha256"]) for shard in manifest["shards"])
+    return {"fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "shards": len(shards)}
 
 
 def _swap(draft: Path, folder: Path) -> None:

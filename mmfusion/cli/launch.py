@@ -73,22 +73,26 @@ def _run_one(cfg: DictConfig) -> int:
     foreign = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
     again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
     made: list[Path] = []
-    if not resuming:
-        try:
+    try:
+        if resuming:
+            runs.refuse_running(folder)
+        else:
             made = runs.create(folder)
-        except runs.RunError as error:
-            print(f"mmfusion: {error}", file=sys.stderr)
-            return 1
+    except runs.RunError as error:
+        print(f"mmfusion: {error}", file=sys.stderr)
+        return 1
     try:
         if not resuming:
             runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
         print(f"run folder  {folder}", flush=True)
-        with _terminable():
+        with _terminable(), runs.beating(folder, steps=tree["steps"], stage=tree.get("stage", "pretrain")):
             train(tree, **config.build_arguments(tree, train))
     except (KeyboardInterrupt, SIGTERMException) as stopped:
+        runs.mark(folder, "stopped")
         print(f"stopped{_way_on(folder, made, again) or ' before the first step'}", file=sys.stderr)
         return 143 if isinstance(stopped, SIGTERMException) else 130
     except Exception as error:
+        runs.mark(folder, "failed", message=_one_line(error))
         _tell(error, _way_on(folder, made, again))
         return 1
     return 0
@@ -106,10 +110,18 @@ def _way_on(folder: Path, made: Sequence[Path], again: str) -> str:
 
 def _tell(error: Exception, way_on: str) -> None:
     """One line for what can be told in one; a traceback before it for what is our fault."""
-    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-    if not isinstance(cause, (UserError, OSError, ValueError)):
+    if not isinstance(_cause(error), (UserError, OSError, ValueError)):
         traceback.print_exception(error)
-    print(f"mmfusion: {' '.join(str(cause).split()) or type(cause).__name__}{way_on}", file=sys.stderr)
+    print(f"mmfusion: {_one_line(error)}{way_on}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    cause = _cause(error)
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
 
 
 def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:

@@ -13,8 +13,8 @@ from importlib import import_module
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
-VERBS = ("train", "config")
-GROUPS: dict[str, str] = {}  # the first word of verbs of two words, and what it is about
+VERBS = ("train", "config", "compare", "runs ls", "runs show", "runs best")
+GROUPS = {"runs": "what runs there are"}  # the first word of verbs of two words, and what it is about
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(["runs", "ls"] if given == ["runs"] else given)
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 

@@ -141,6 +141,7 @@ def _finish(
     seconds: dict[str, float],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
+    runs.mark(run, "evaluating", step=steps)
     parents = [checkpoint.locate(Path(tree["checkpoint"]))] if tree.get("checkpoint") else []
     checkpoint.save(
         run / "checkpoint",

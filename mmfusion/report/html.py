@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,7 +140,7 @@ def loss_curves(history: Path) -> list[Markup]:
     for name in sorted(names, key=lambda n: (n != "loss", n == "lr", n)):
         lines = []
         if (kept := columns.get(f"train/{name}")) is not None:
-            lines.append(svg.Line("training", *_binned(*kept), "s1"))
+            lines.append(svg.Line("training", *binned(*kept), "s1"))
         if (kept := columns.get(f"val/{name}")) is not None:
             lines.append(svg.Line("validation", *kept, "s2"))
         title = {"loss": "total loss", "lr": "learning rate"}.get(name, name)
@@ -151,18 +150,10 @@ def loss_curves(history: Path) -> list[Markup]:
 
 def read_history(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Each numeric column of metrics.csv as (step, value), without its empty cells; nothing if there is no file."""
-    if not path.is_file():
-        return {}
-    points: dict[str, list[tuple[float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for record in csv.DictReader(file):
-            for name, cell in record.items():
-                if name not in ("step", "epoch") and cell and record.get("step"):
-                    points.setdefault(name, []).append((float(record["step"]), float(cell)))
-    return {name: (np.array(p)[:, 0], np.array(p)[:, 1]) for name, p in points.items()}
+    return {name: (np.array(steps), np.array(values)) for name, (steps, values) in runs.curves(path).items()}
 
 
-def _binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means over equal stretches of the run, where there are more points than a plot can show."""
     if len(steps) <= 2 * BINS:
         return steps, values

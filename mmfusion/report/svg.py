@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
+LETTER = 12  # units that a letter takes
 POINTS = 240  # more than a line this wide can show
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve; `style` is a class of the page, `s1` to `s3`. Points that are not finite leave a gap."""
+    """A named curve; `style` is a class of the page, `s1` to `s6`. Points that are not finite leave a gap."""
 
     name: str
     x: np.ndarray
@@ -69,8 +70,11 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def curves(lines: Sequence[Line], *, title: str, x_name: str, log: bool = False) -> Markup:
-    """Lines over one x axis with round ticks and a name at each line's end; nothing where no point is finite."""
+def curves(lines: Sequence[Line], *, title: str, x_name: str, log: bool = False, named: bool = False) -> Markup:
+    """Lines over one x axis with round ticks; nothing where no point is finite.
+
+    Names stand in a legend, and, if `named`, also at each line's end, which is room for one letter.
+    """
     finite = [np.isfinite(line.y) for line in lines]
     if not any(mask.any() for mask in finite):
         return Markup("")
@@ -80,11 +84,13 @@ def curves(lines: Sequence[Line], *, title: str, x_name: str, log: bool = False)
     low, high = float(ys.min()), float(ys.max())
     pad = 0.05 * (high - low or abs(high) or 1)
     low, high = (low / 1.08, high * 1.08) if log else (low - pad, high + pad)
-    x = Axis(float(xs.min()), float(xs.max()), LEFT, WIDTH - RIGHT)
+    x = Axis(float(xs.min()), float(xs.max()), LEFT, WIDTH - RIGHT - (LETTER if named else 0))
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
     body = _grid(x, y, x_name)
     for line in lines:
         body += _path(x(line.x), y(line.y), line.style)
+    if named:
+        body += _names([(line, mask) for line, mask in zip(lines, finite, strict=True) if mask.any()], x, y)
     return _figure(title, body, _legend(lines))
 
 
@@ -116,6 +122,18 @@ def _path(x: np.ndarray, y: np.ndarray, style: str) -> Markup:
         else:
             points = " ".join(f"{x[i]:.1f},{y[i]:.1f}" for i in run)
             body += Markup('<polyline class="line {}" points="{}"/>').format(style, points)
+    return body
+
+
+def _names(lines: Sequence[tuple[Line, np.ndarray]], x: Axis, y: Axis) -> Markup:
+    """Each line's name behind its last point, moved apart where two would meet."""
+    ends = sorted((float(y(line.y[mask][-1])), float(x(line.x[mask][-1])), line.name) for line, mask in lines)
+    body, free = Markup(""), float(TOP)
+    for index, (at, end, name) in enumerate(ends):
+        lowest = HEIGHT - BOTTOM - LETTER * (len(ends) - 1 - index)
+        at = min(max(at, free), lowest)
+        free = at + LETTER
+        body += Markup('<text class="name" x="{:.1f}" y="{:.1f}">{}</text>').format(end + 4, at + 4, name)
     return body
 
 

@@ -1,0 +1,48 @@
+"""What a run can go on from."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+from mmfusion.runs.folder import RunError
+
+
+def step_of(point: Path) -> int:
+    """The optimizer steps done at a resume point."""
+    return int(point.stem.removeprefix("step="))
+
+
+def resume_points(run: Path) -> list[Path]:
+    """What training can go on from, newest first."""
+    points = [point for point in (run / "resume").glob("step=*.ckpt") if re.fullmatch(r"step=\d+", point.stem)]
+    return sorted(points, key=step_of, reverse=True)
+
+
+def newest_good(run: Path) -> Path:
+    """The newest resume point that can be read whole; broken ones are named on stderr and passed over.
+
+    Raises RunError if the folder is no run or holds none.
+    """
+    import torch
+
+    if not (run / "config.yaml").is_file():
+        raise RunError(f"resume={run}: no run folder (it has no config.yaml)")
+    points = resume_points(run)
+    if not points:
+        raise RunError(f"resume={run}: no resume point was saved yet; start the run again")
+    for point in points:
+        try:
+            with zipfile.ZipFile(point) as parts:
+                if broken := parts.testzip():
+                    raise ValueError(f"{broken} is not what was written")
+            found = torch.load(point, map_location="cpu", weights_only=True, mmap=True)
+            if missing := {"state_dict", "global_step", "loops", "optimizer_states"} - set(found):
+                raise ValueError(f"no {', '.join(sorted(missing))} in it")
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            print(f"{point}: damaged ({str(error).splitlines()[0][:120]}); trying the one before", file=sys.stderr)
+        else:
+            return point
+    raise RunError(f"resume={run}: all of its {len(points)} resume points are damaged; start the run again")

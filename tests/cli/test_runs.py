@@ -1,0 +1,114 @@
+"""`mmfusion runs` and `mmfusion compare` as typed: what is printed, and what bad input ends in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mmfusion.cli.flags import STATES
+from mmfusion.cli.main import main
+from mmfusion.runs.status import State
+from tests.runs.tiny_runs import make, measured
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `runs` of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [measured(0.25, (0.15, 0.35)), measured(4.0, metric="median rank")]
+    make(tmp_path / "runs" / "tiny" / "one", metrics=rows, losses=[3.0, 2.0])
+    later = "2026-11-21T10:00:00+0000"
+    make(tmp_path / "runs" / "tiny" / "two", metrics=[measured(0.5)], losses=[3.0, 1.0], began=later)
+    return tmp_path / "runs"
+
+
+def said(arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert main(arguments.split()) == 0
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_ls_is_what_runs_does_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said("runs", capsys)
+    assert lines == said("runs ls runs", capsys)
+    assert [line.split()[0] for line in lines[2:]] == ["tiny/two", "tiny/one"]
+    assert lines[2].split()[1:3] == ["finished", "2/2"]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_ls_json_holds_every_value(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads("\n".join(said("runs ls --json --sort val/loss --reverse", capsys)))
+    assert [run["values"]["val/loss"]["value"] for run in found] == [2.0, 1.0]
+    assert found[0]["values"]["naming/R@1"] == {"value": 0.25, "ci95": [0.15, 0.35], "n": 40}
+
+
+def test_best_ranks_by_the_metrics_own_direction(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said("runs best R@1", capsys)
+    assert lines[0] == "naming/R@1, the highest first"
+    assert [line.split()[0] for line in lines[2:4]] == ["tiny/two", "tiny/one"]
+    assert "0.150 to 0.350" in lines[3]
+    assert len(said("runs best val/loss --n 1", capsys)) == 3
+
+
+def test_show_fits_a_screen_and_says_what_to_do_next(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "tiny" / "one" / "resume").mkdir()
+    (root / "tiny" / "one" / "resume" / "step=2.ckpt").write_text("")
+    lines = said("runs show runs/tiny/one", capsys)
+    assert len(lines) < 25
+    assert all(len(line) <= 80 for line in lines)
+    assert any(line.startswith("val/loss  █▁  3.000 to 2.000") for line in lines)
+    assert lines[-1] == "go on with it: mmfusion train resume=runs/tiny/one"
+
+
+def test_what_would_steer_a_terminal_is_not_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(root / "steering", state="failed", message="\x1b[2J[bold]gone[/bold]")
+    text = "\n".join(said("runs show runs/steering", capsys))
+    assert "\x1b" not in text
+    assert "[bold]gone[/bold]" in text
+
+
+def test_compare_prints_and_writes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said("compare runs/tiny/one runs/tiny/two --out page.html", capsys)
+    assert lines[0] == "A  runs/tiny/one"
+    assert any(line.startswith("naming/R@1") and "0.250" in line and "0.500" in line for line in lines)
+    assert Path("page.html").stat().st_size > 5000
+    assert len(list(Path().iterdir())) == 2  # no draft is left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("runs ls nowhere", "nowhere: no such folder"),
+        ("runs ls runs/tiny/one/empty", "no runs in it; start one with `mmfusion train`"),
+        ("runs ls --sort nme", "nme: no such metric; did you mean 'name'?"),
+        ("runs show nowhere", "nowhere: no such folder"),
+        ("runs show runs", "runs: no run folder (it has no config.yaml); `mmfusion runs ls runs` looks below it"),
+        ("runs best val/los", "val/los: no such metric; did you mean 'val/loss'?"),
+        ("runs best R@1 --name nobody", "R@1: no such metric; these runs have none yet"),
+        ("compare runs/tiny/one", "compare takes 2 to 6 runs, not 1"),
+        ("compare runs/tiny/one runs", "runs: no run folder"),
+        ("compare runs/tiny/one runs/tiny/two --out no/where.html", "--out no/where.html: cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: str, expected: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "tiny" / "one" / "empty").mkdir()
+    assert main(arguments.split()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mmfusion: ")
+    assert expected in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_damaged_run_is_named_and_the_others_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "tiny" / "two" / "status.json").write_text("{")
+    assert main(["runs"]) == 0
+    printed = capsys.readouterr()
+    assert "tiny/one" in printed.out
+    assert printed.err.startswith("left out: runs/tiny/two/status.json: not as a run writes it")
+
+
+def test_every_state_can_be_asked_for() -> None:
+    assert get_args(State) == STATES
