@@ -13,8 +13,8 @@ from importlib import import_module
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
-VERBS = ("train", "config")
-GROUPS: dict[str, str] = {}  # the first word of verbs of two words, and what it is about
+VERBS = ("train", "config", "data show", "data stats")
+GROUPS = {"data": "look into shards and make them"}  # the first word of verbs of two words, and what it is about
 
 
 def _parser() -> argparse.ArgumentParser:
