@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmfusion.cli.flags import positive
+
 HELP = "show samples on an HTML page: pictures, playable sounds, series, texts"
 DESCRIPTION = (
-    "Show samples as a person would look at them, chosen by a hash of key and seed, in turn from each source. ROOT is a "
-    "folder of shards with a manifest.json, or of plain tars as img2dataset writes them. Samples that cannot be used "
+    "Show samples as a person would look at them, chosen by a hash of key and seed, in turn from each source. ROOT is "
+    "a folder of shards with a manifest.json, or of plain tars as img2dataset writes them. Samples that cannot be used "
     "are shown with the reason."
 )
 EXAMPLES = """  mmfusion data show data_prep/sample
@@ -19,7 +21,7 @@ EXAMPLES = """  mmfusion data show data_prep/sample
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="a folder of shards")
     parser.add_argument("--split", default="train", help="which split to show (default: train)")
-    parser.add_argument("--n", type=int, default=24, help="how many samples (default: 24)")
+    parser.add_argument("--n", type=positive, default=24, help="how many samples (default: 24)")
     parser.add_argument("--key", nargs="+", metavar="KEY", help="these samples, from whatever split")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other samples (default: 0)")
     parser.add_argument("--source", metavar="NAME", help="samples of this source only")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mmfusion.data.stats import STOPS, UNKNOWN, Stats, label_numbers
 
-SKIPPED = 0.01  # the share of holes at which a run stops (data.max_skipped_fraction)
+SKIPPED = 0.01  # data.max_skipped_fraction, as it is where nobody changed it
 UNEVEN = 50  # times as many samples of the commonest class as of the rarest
 
 
@@ -19,21 +19,19 @@ def pitfalls(stats: Stats) -> list[str]:
 def _holes(stats: Stats) -> Iterator[str]:
     samples = sum(cell["samples"] for cell in stats.cells.values())
     skipped = stats.tables["skipped"]
-    for reason, n in skipped.most_common():
-        if reason == STOPS:
-            yield f"{n:,} samples stop a run when they are read, the first is {stats.first[reason]}: write them anew."
-    holes = skipped.total() - skipped[STOPS]
-    if holes > SKIPPED * samples:
-        yield f"{holes:,} of {samples:,.0f} samples cannot be used; a run stops above data.max_skipped_fraction=0.01."
+    if n := skipped[STOPS]:
+        yield f"Samples that stop a run when they are read: {n:,} (first {stats.first[STOPS]}); write them anew."
+    if (holes := skipped.total() - n) > SKIPPED * samples:
+        yield f"Samples that cannot be used: {holes:,} of {samples:,.0f}; a run stops above {SKIPPED:.0%} of them."
 
 
 def _twice(stats: Stats) -> Iterator[str]:
     for (one, other), n in stats.twice["key"].items():
         remedy = "a run refuses such a set" if "train" in (one, other) else "give each its own"
-        yield f"{n:,} keys stand in {one} and in {other}, {stats.first['key']!r} first: {remedy}."
+        yield f"Keys in both {one} and {other}: {n:,} (first {stats.first['key']!r}); {remedy}."
     for (one, other), n in stats.twice["bytes"].items():
-        first = f"first seen in {stats.first['bytes']!r}"
-        yield f"{n:,} parts of {one} and {other} are the same to the byte: a leak unless meant, {first}."
+        first = f"(first {stats.first['bytes']!r})"
+        yield f"Parts that are the same to the byte in {one} and {other}: {n:,} {first}; a leak unless meant."
 
 
 def _splits(stats: Stats) -> Iterator[str]:
@@ -53,10 +51,8 @@ def _people(stats: Stats) -> Iterator[str]:
         shared = sorted(who for who, splits in found.items() if "train" in splits and len(splits) > 1)
         if shared:
             names = ", ".join(shared[:5]) + (", …" if len(shared) > 5 else "")
-            yield (
-                f"{len(shared):,} of {len(found):,} {role}s stand in train and in another split ({names}): what is "
-                f"measured there says nothing about a new {role}."
-            )
+            of = f"{role.capitalize()}s in train and in another split: {len(shared):,} of {len(found):,} ({names})"
+            yield f"{of}; what is measured there says nothing about a new {role}."
 
 
 def _labels(stats: Stats) -> Iterator[str]:
@@ -81,9 +77,10 @@ def _languages(stats: Stats) -> Iterator[str]:
     if len(known) == 1:
         yield f"All texts with a language are in {known[0]!r}: a model will know no other."
     if languages[UNKNOWN]:
-        yield f"{languages[UNKNOWN]:,} of {languages.total():,} texts state no language: no prompt will ask for one."
+        of = f"{languages[UNKNOWN]:,} of {languages.total():,}"
+        yield f"Texts that state no language: {of}; no prompt will ask for one."
 
 
 def _unstated(stats: Stats) -> Iterator[str]:
     if n := stats.tables["licences"][UNKNOWN]:
-        yield f"{n:,} samples state no licence."
+        yield f"Samples that state no licence: {n:,}."

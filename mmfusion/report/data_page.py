@@ -13,7 +13,7 @@ from mmfusion.data.decode import decode_part
 from mmfusion.data.series import array_of, base_units, times_of
 from mmfusion.data.shards import ShardSet
 from mmfusion.report.html import environment
-from mmfusion.report.media import LARGEST_PX, about_series, media
+from mmfusion.report.media import LARGEST_PX, about_series, duration, media
 from mmfusion.types import DataError, Modality, Part, Sample, SkipSample
 
 SHOWN_S = 10  # of a sound
@@ -126,9 +126,9 @@ def _picture(part: Part) -> tuple[Part, list[str]]:
 def _sound(part: Part) -> tuple[Part, list[str]]:
     wave, rate_hz = array_of(part), part.rate_hz or 1.0
     seconds = len(wave) / rate_hz
-    notes = [f"{seconds:.1f} s", f"{rate_hz / 1000:g} kHz"]
+    notes = [duration(seconds), f"{rate_hz / 1000:g} kHz"]
     if seconds > SHOWN_S:
-        notes[0] = f"the first {SHOWN_S} s of {seconds:.1f} s"
+        notes[0] = f"the first {SHOWN_S} s of {duration(seconds)}"
     if not np.abs(wave).max() > 0:
         notes.append("silent")
     return dataclasses.replace(part, data=wave[: round(SHOWN_S * rate_hz)]), notes
@@ -136,11 +136,11 @@ def _sound(part: Part) -> tuple[Part, list[str]]:
 
 def _series(part: Part) -> tuple[Part, list[str]]:
     values, times = array_of(part), times_of(part)
-    notes = [about_series(part), f"{part.rate_hz:g} Hz" if part.rate_hz else "at its own times"]
+    notes = [about_series(part), f"{part.rate_hz:.3g} Hz" if part.rate_hz else "at its own times"]
     if part.subject:
         notes.append(f"subject {part.subject}")
     if len(times) > SHOWN_STEPS:
-        notes[0] = f"the first {times[SHOWN_STEPS] - times[0]:.1f} s of {notes[0]}"
+        notes[0] = f"the first {duration(times[SHOWN_STEPS] - times[0])} of {notes[0]}"
     if len(part.channels) > SHOWN_CHANNELS:
         notes.append(f"the first {SHOWN_CHANNELS} of {len(part.channels)} channels")
     if missing := np.isnan(values).mean():

@@ -35,7 +35,15 @@ def media(shown: Part, alt: str) -> Markup:
 
 def about_series(whole: Part) -> str:
     """How long a series is and where it was worn."""
-    return f"{length_s(whole):.0f} s{f', {whole.place}' if whole.place else ''}"
+    return duration(length_s(whole)) + (f", {whole.place}" if whole.place else "")
+
+
+def duration(seconds: float) -> str:
+    """In the unit in which it is read: 1.5 s, 12 min, 33.3 days."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def picture(pixels: np.ndarray) -> str:

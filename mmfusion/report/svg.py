@@ -91,7 +91,7 @@ def curves(lines: Sequence[Line], *, title: str, x_name: str, log: bool = False)
 def histogram(edges: Sequence[float], counts: Sequence[int], *, title: str, x_name: str, log: bool = False) -> Markup:
     """Bars between `edges` [n + 1], whose heights are `counts` [n]; `log` draws the edges in their logarithm."""
     x = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT, log)
-    y = Axis(0, max(counts), HEIGHT - BOTTOM, TOP)
+    y = Axis(0, max(*counts, 4), HEIGHT - BOTTOM, TOP)
     body = _grid(x, y, f"{x_name}, log scale" if log else x_name)
     for low, high, count in zip(x(np.array(edges[:-1])), x(np.array(edges[1:])), counts, strict=True):
         if count:
