@@ -134,7 +134,9 @@ def entries_of(root: Path | str, split: str) -> list[ShardEntry]:
 def _present(root: Path, entries: Sequence[ShardEntry]) -> None:
     missing = [entry.file for entry in entries if not (root / entry.file).is_file()]
     if missing:
-        raise DataError(f"{root}: {len(missing)} of {len(entries)} shards are missing: {', '.join(missing)}")
+        raise DataError(
+            f"{root}: {len(missing)} of {len(entries)} shards are missing: {', '.join(missing)}; put them back"
+        )
 
 
 def verify(root: Path | str) -> None:

@@ -80,7 +80,7 @@ def terminal(numbers: Mapping[str, Any], warnings: Sequence[str]) -> Group:
     for name, footer in zip(columns, _cells(numbers["total"], columns), strict=True):
         by_source.add_column(_COLUMNS[name][0], footer, justify="right")
     for row in numbers["table"]:
-        by_source.add_row(row["split"], row["source"], *_cells(row, columns))
+        by_source.add_row(Text(row["split"]), Text(row["source"]), *_cells(row, columns))  # names are no markup
     rest = Table(box=None, pad_edge=False, show_header=False)
     rest.add_column(style="bold", max_width=32)
     rest.add_column()
@@ -89,7 +89,7 @@ def terminal(numbers: Mapping[str, Any], warnings: Sequence[str]) -> Group:
     for title, said in sizes(numbers).items():
         rest.add_row(title, said)
     for name, label in numbers["labels"].items():
-        rest.add_row(f"Label {name}", Text(f"{label['classes']:,} values: {_listed(label['commonest'])}"))
+        rest.add_row(Text(f"Label {name}"), Text(f"{label['classes']:,} values: {_listed(label['commonest'])}"))
     marks = [Text(f"! {warning}", style="yellow") for warning in warnings]
     return Group(by_source, "", rest, *([""] if marks else []), *marks)
 
