@@ -94,6 +94,11 @@ class Sample:
     source: str | None = None
     licence: str | None = None
 
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The parts, or those of the prompt and of every answer, in reading order."""
+        return self.parts + self.prompt + tuple(part for answer in self.answers for part in answer.parts)
+
     def of(self, modality: Modality) -> tuple[Part, ...]:
         """The parts of one modality, in reading order."""
         return tuple(part for part in self.parts if part.type == modality)

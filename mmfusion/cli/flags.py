@@ -9,6 +9,13 @@ OVERRIDES = "KEY=VALUE, as Hydra takes them: model.decoder.depth=6, trainer.prec
 STATES = ("running", "evaluating", "finished", "failed", "stopped", "killed", "unknown")
 
 
+def positive(text: str) -> int:
+    """The type of a flag that counts from one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def configuration(parser: argparse.ArgumentParser) -> None:
     """`KEY=VALUE… --config-dir FOLDER`."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES)

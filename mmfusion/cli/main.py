@@ -13,8 +13,16 @@ from importlib import import_module
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
-VERBS = ("train", "config", "compare", "runs ls", "runs show", "runs best")
-GROUPS = {"runs": "what runs there are"}  # the first word of verbs of two words, and what it is about
+VERBS = (
+    "train",
+    "data show", "data stats",
+    "runs ls", "runs show", "runs best", "compare",
+    "config",
+)  # fmt: skip
+GROUPS = {  # the first word of verbs of two words, and what it is about
+    "data": "make shards of your own data, and look into them",
+    "runs": "what runs there are, read from their folders",
+}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated
 
 import numpy as np
@@ -62,8 +63,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _decode_image(part: Part, limits: Limits) -> Part:
-    """uint8 [height, width, 3], upright."""
+@contextmanager
+def _opened_picture(part: Part, limits: Limits) -> Iterator[Image.Image]:
+    """The picture, its pixels not read yet; what goes wrong with it, here or in the block, is a SkipSample."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap is below
@@ -71,10 +73,7 @@ def _decode_image(part: Part, limits: Limits) -> Part:
         width, height = picture.size
         if width * height > limits.pixels:
             raise SkipSample("too many pixels", f"{width} x {height}, at most {limits.pixels}")
-        picture.load()
-        if picture.getexif().get(0x0112, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        pixels = np.asarray(_to_rgb(picture))
+        yield picture
     except Image.DecompressionBombError as error:
         raise SkipSample("too many pixels", str(error)) from None
     except (
@@ -89,7 +88,15 @@ def _decode_image(part: Part, limits: Limits) -> Part:
         zlib.error,
     ) as error:
         raise SkipSample("corrupt picture", str(error)) from None
-    return dataclasses.replace(part, data=pixels)
+
+
+def _decode_image(part: Part, limits: Limits) -> Part:
+    """uint8 [height, width, 3], upright."""
+    with _opened_picture(part, limits) as picture:
+        picture.load()
+        if picture.getexif().get(0x0112, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        return dataclasses.replace(part, data=np.asarray(_to_rgb(picture)))
 
 
 # --------------------------------------------------------------------------------------------------------------- sound
@@ -227,11 +234,22 @@ def _array_bytes(part: Part) -> int:
 
 def duration_s(part: Part) -> float:
     """Seconds of a sound or series from its header, undecoded. Raises SkipSample or DataError as decoding would."""
+    return duration_and_rate(part)[0]
+
+
+def duration_and_rate(part: Part) -> tuple[float, float | None]:
+    """`duration_s`, and the rate in hertz; None for a series that brings its own times."""
     if part.type == "audio":
         with _open_sound(part, LIMITS) as sound:
-            return sound.frames / sound.samplerate
+            return sound.frames / sound.samplerate, float(sound.samplerate)
     steps, _ = check_series(part)
     if part.rate_hz is not None:
-        return steps / part.rate_hz
+        return steps / part.rate_hz, part.rate_hz
     times = npy_array(_bytes(part, times=True))
-    return float(times[-1] - times[0]) if len(times) else 0.0
+    return float(times[-1] - times[0]) if len(times) else 0.0, None
+
+
+def size_px(part: Part) -> tuple[int, int]:
+    """(width, height) of a picture as it is stored, from its header. Raises SkipSample as opening it would."""
+    with _opened_picture(part, LIMITS) as picture:
+        return picture.size

@@ -100,3 +100,9 @@ class SentencePieceTokenizer:
 
     def reserved(self) -> tuple[int, ...]:
         return self._reserved
+
+
+def tokenizer_of(root: Path) -> SentencePieceTokenizer | None:
+    """The tokenizer that lies with a set of shards: `tokenizer.model`, or that in the folder `tokenizer`."""
+    places = (root / "tokenizer.model", root / "tokenizer" / "tokenizer.model")
+    return next((SentencePieceTokenizer(path) for path in places if path.is_file()), None)

@@ -17,7 +17,7 @@ from webdataset.writer import TarWriter
 from mmfusion.data.decode import duration_s
 from mmfusion.data.format import dump_sample, parse_sample
 from mmfusion.data.shards import EXECUTABLE, MANIFEST, ShardEntry, ShardIndex
-from mmfusion.types import DataError, Part, Sample, SkipSample
+from mmfusion.types import DataError, Sample, SkipSample
 
 
 @contextmanager
@@ -30,10 +30,6 @@ def _atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _all_parts(sample: Sample) -> tuple[Part, ...]:
-    return sample.parts + sample.prompt + tuple(part for answer in sample.answers for part in answer.parts)
 
 
 def _check_key(key: str) -> None:
@@ -55,7 +51,7 @@ def _members(sample: Sample) -> dict[str, bytes]:
     except ValueError as error:
         raise DataError(f"{where}: cannot be written ({error})") from None
     members = {"json": listed}
-    for part in _all_parts(sample):
+    for part in sample.all_parts:
         for file, data in ((part.file, part.data), (part.times, part.times_s)):
             if file is None:
                 continue
@@ -106,7 +102,7 @@ def describe_shard(path: Path, *, split: str, root: Path | None = None) -> Shard
             continue
         sources.update([sample.source] if sample.source else [])
         licences.update([sample.licence] if sample.licence else [])
-        for part in _all_parts(sample):
+        for part in sample.all_parts:
             modalities[part.type] += 1
             languages.update([part.lang] if part.lang else [])
             if part.type in ("audio", "sensor"):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 from markupsafe import Markup
-from PIL import Image
 
-from mmfusion.data.series import array_of, cut, length_s, times_of
+from mmfusion.data.series import array_of, cut, length_s
 from mmfusion.evaluation.bench import Embedder, Retrieval
 from mmfusion.evaluation.measure import Evaluation
 from mmfusion.evaluation.wording import exact
-from mmfusion.report import svg
+from mmfusion.report.media import about_series, media, picture
 from mmfusion.types import Part
 
 SHOWN_S = 8.0  # of a series
@@ -84,7 +80,7 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
             Example(
                 task=task,
                 key=retrieval.keys[i],
-                media=media(shown, part),
+                media=_media(shown, part),
                 truth=right[0],
                 heard=heard,
                 lang=lang,
@@ -99,44 +95,22 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
 
 
 def _found(retrieval: Retrieval, query: int, candidate: int) -> Found:
-    picture = _png(array_of(retrieval.pictures[candidate])) if retrieval.pictures else None
+    shown = picture(array_of(retrieval.pictures[candidate])) if retrieval.pictures else None
     score, right = float(retrieval.scores[query, candidate]), bool(retrieval.right[query, candidate])
-    return Found(retrieval.candidates[candidate], score, right, picture)
+    return Found(retrieval.candidates[candidate], score, right, shown)
 
 
-def media(shown: Part, whole: Part) -> Markup:
-    """A decoded part as HTML: a picture to see, a clip to play, a series to look at."""
-    array = array_of(shown)
-    if shown.type == "image":
-        return Markup('<img class="input" src="{}" alt="the picture asked about">').format(_png(array))
-    if shown.type == "audio":
-        rate_hz = shown.rate_hz or 16000
-        label = "spoken name" if shown.kind == "speech" else "sound"
-        return svg.waveform(array, rate_hz, label) + Markup(
-            '<audio controls preload="metadata" src="{}" aria-label="{}"></audio>'
-        ).format(_wav(array, rate_hz), label)
-    plots = svg.series(array, times_of(shown), shown.channels, shown.units)
-    where = f", {whole.place}" if whole.place else ""
-    note = f"{length_s(whole):.0f} s{where}"
+def _media(shown: Part, whole: Part) -> Markup:
+    """The input as HTML; `shown` is the stretch of a series that is drawn."""
+    if shown.type != "sensor":
+        says = (
+            "the picture asked about" if shown.type == "image" else "spoken name" if shown.kind == "speech" else "sound"
+        )
+        return media(shown, says)
+    note = about_series(whole)
     if shown is not whole:
         note = f"the first {SHOWN_S:.0f} s of {note}; the names below are for all of it"
-    return Markup('<div class="series">{}</div><p class="note">{}</p>').format(plots, note)
-
-
-def _png(picture: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
-    return _uri("image/png", file)
-
-
-def _wav(wave: np.ndarray, rate_hz: float) -> str:
-    file = io.BytesIO()
-    soundfile.write(file, np.clip(wave, -1, 1), round(rate_hz), format="WAV", subtype="PCM_16")
-    return _uri("audio/wav", file)
-
-
-def _uri(kind: str, file: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return media(shown, "") + Markup('<p class="note">{}</p>').format(note)
 
 
 def share_right(cards: Sequence[Example]) -> tuple[int, int]:

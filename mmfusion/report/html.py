@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,15 @@ import numpy as np
 from markupsafe import Markup
 
 from mmfusion import runs
+from mmfusion.errors import UserError
 from mmfusion.evaluation.measure import Evaluation, Row
 from mmfusion.report import svg
 from mmfusion.report.examples import Example, share_right
+
+
+class PageError(UserError):
+    """A page that cannot be written."""
+
 
 BINS = 100  # of a noisy training curve
 
@@ -50,6 +57,21 @@ def write(
         counts=counts,
     )  # fmt: skip
     runs.write(path, page)
+
+
+def writable(path: Path) -> Path:
+    """`path` if a page can be put there. Raises PageError: before hours of reading, not after."""
+    folder = path.absolute().parent
+    if not folder.is_dir() or path.is_dir() or not os.access(folder, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else f"{folder} is no folder that can be written to"
+        raise PageError(f"{path}: no page can be put there ({reason}); choose another with --out FILE")
+    return path
+
+
+def save(path: Path, page: str) -> str:
+    """Write a page, whole or not at all, and return its address for a browser."""
+    runs.write(path, page)
+    return path.resolve().as_uri()
 
 
 def environment(html: bool = True) -> jinja2.Environment:

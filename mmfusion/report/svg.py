@@ -94,6 +94,20 @@ def curves(lines: Sequence[Line], *, title: str, x_name: str, log: bool = False,
     return _figure(title, body, _legend(lines))
 
 
+def histogram(edges: Sequence[float], counts: Sequence[int], *, title: str, x_name: str, log: bool = False) -> Markup:
+    """Bars between `edges` [n + 1], whose heights are `counts` [n]; `log` draws the edges in their logarithm."""
+    x = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT, log)
+    y = Axis(0, max(*counts, 4), HEIGHT - BOTTOM, TOP)
+    body = _grid(x, y, f"{x_name}, log scale" if log else x_name)
+    for low, high, count in zip(x(np.array(edges[:-1])), x(np.array(edges[1:])), counts, strict=True):
+        if count:
+            top = min(float(y(count)), HEIGHT - BOTTOM - 1.5)  # a single one among thousands is still seen
+            body += Markup('<rect class="bin" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+                low, top, max(high - low - 0.5, 0.5), HEIGHT - BOTTOM - top
+            )
+    return _figure(title, body, Markup(""))
+
+
 def _grid(x: Axis, y: Axis, x_name: str) -> Markup:
     body = Markup("")
     for value in ticks(y.low, y.high, y.log):
@@ -102,7 +116,7 @@ def _grid(x: Axis, y: Axis, x_name: str) -> Markup:
             LEFT, WIDTH - RIGHT, at, at
         )
         body += Markup('<text class="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 5, at + 4, number(value))
-    for value in ticks(x.low, x.high):
+    for value in ticks(x.low, x.high, x.log):
         body += Markup('<text class="middle" x="{:.1f}" y="{}">{}</text>').format(
             float(x(value)), HEIGHT - BOTTOM + 14, number(value)
         )
@@ -204,5 +218,6 @@ def series(values: np.ndarray, times_s: np.ndarray, channels: Sequence[str], uni
         for begin in range(0, len(of_unit), 3):
             group = of_unit[begin : begin + 3]
             lines = [Line(channels[c], times_s, values[:, c], f"s{i + 1}") for i, c in enumerate(group)]
-            plots += curves(lines, title=unit, x_name="s")
+            name = unit if len(group) > 1 else f"{channels[group[0]]}, {unit}"  # a lone line has no legend
+            plots += curves(lines, title=name, x_name="s")
     return plots
