@@ -38,10 +38,3 @@ def which_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=", ".join(STATES))
     parser.add_argument("--name", help="the run's name, or a pattern of name or folder: 'quick*'", metavar="NAME")
     parser.add_argument("--stage", help="pretrain, finetune, preference", metavar="STAGE")
-
-
-def positive(text: str) -> int:
-    """An argument's type: a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
-    return int(text)
