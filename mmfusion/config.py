@@ -243,7 +243,7 @@ def locate(target: object, key: str) -> Callable[..., Any]:
         if not callable(found):
             raise ConfigError([f"{key}._target_: {target} is no class and no function"])
         return found
-    raise ConfigError([f"{key}._target_: no module named {parts[0]!r}; is the package installed?"])
+    raise ConfigError([f"{key}._target_: no module named {parts[0]!r}; install it, or put its folder on PYTHONPATH"])
 
 
 def _check_call(node: Mapping[str, Any], target: Callable[..., object], key: str) -> Iterator[str]:
@@ -416,6 +416,8 @@ def build(tree: Any, allow: Collection[str] | None = None) -> Any:
                 raise ConfigError(
                     [f"{key}: {target!r} is not built from a checkpoint; if you trust it: --allow {target}"]
                 )
+        for key, target in targets(tree):
+            locate(target, key.removesuffix("._target_"))
     return instantiate(tree, _convert_="all") if isinstance(tree, (dict, list)) else tree
 
 

@@ -205,10 +205,10 @@ def test_series_of_any_channels(model: Model) -> None:
 
 def test_generate_one_and_many(model: Model) -> None:
     pictures = [picture(size=size) for size in ((48, 48), (16, 48), (8, 8))]
-    said = model.generate(image=pictures, prompt="en", max_new=6)
+    said = model.generate(image=pictures, max_new=6)
     assert isinstance(said, list)
-    assert [model.generate(image=one, prompt="en", max_new=6) for one in pictures] == said
-    both = model.generate(image=pictures[0], audio=np.zeros(8000, np.float32), rate_hz=16000, prompt="fr", max_new=6)
+    assert [model.generate(image=one, max_new=6) for one in pictures] == said
+    both = model.generate(image=pictures[0], audio=np.zeros(8000, np.float32), rate_hz=16000, lang="fr", max_new=6)
     assert isinstance(both, str)
     drawn = [model.generate(image=pictures[0], max_new=8, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -324,8 +324,11 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
         ({"max_new": np.int64(0)}, "max_new: must be greater than 0"),
         ({"temperature": np.float32(-1)}, "temperature: must be greater than or equal to 0"),
         ({"top_p": object()}, "top_p: must be a plain value"),
-        ({"prompt": None}, "prompt: must be a text"),
-        ({"prompt": ["en"]}, "prompt: must be a text"),
+        ({"prompt": " "}, "prompt: must be a text"),
+        ({"prompt": ["What?"]}, "prompt: must be a text"),
+        ({"prompt": "\ud800"}, "UTF-8"),
+        ({"lang": None}, "lang: must be a text"),
+        ({"temprature": 1.0}, "temprature: stream has no such argument; did you mean 'temperature'?"),
         ({"prompt": "x y " * 200}, "document longer than a row"),
     ],
 )
@@ -354,5 +357,6 @@ def test_unsigned_sound_lies_around_its_middle(model: Model) -> None:
 def test_generate_wants_lists_of_one_length(model: Model) -> None:
     with pytest.raises(InputError, match="as many of each"):
         model.generate(image=[picture(), picture()], audio=[wav(np.zeros(100, np.float32))])
-    with pytest.raises(InputError, match="got none"):
-        model.generate()
+    for verb in (model.generate, model.stream):
+        with pytest.raises(InputError, match="got none"):
+            verb()

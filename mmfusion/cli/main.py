@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from mmfusion.cli.flags import find_own_code
+
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
 VERBS = ("train", "config")
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 
+    find_own_code(options)
     try:
         return options.run(options)
     except ConfigError as error:
