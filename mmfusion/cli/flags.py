@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 OVERRIDES = "KEY=VALUE, as Hydra takes them: model.decoder.depth=6, trainer.precision=bf16-mixed, experiment=quickstart"
 
@@ -24,6 +25,24 @@ def allow(parser: argparse.ArgumentParser) -> None:
     """`--allow my_pkg.MyEncoder`, on every verb that loads a run or checkpoint."""
     help = "class of your own that a run folder or checkpoint may build; may be given several times"
     parser.add_argument("--allow", action="append", default=[], metavar="CLASS", help=help)
+
+
+def series(parser: argparse.ArgumentParser) -> None:
+    """`--rate-hz --channels --units --place`: what a series' file does not say."""
+    parser.add_argument("--rate-hz", type=float, metavar="HZ", help="rate of series without a column of times")
+    for name, example in (("channels", "acc_x,acc_y"), ("units", "m/s^2,m/s^2")):
+        help = f"of series whose file names none (.npy), one for each column: {example}"
+        parser.add_argument(f"--{name}", type=_names, default=(), metavar="A,B", help=help)
+    parser.add_argument("--place", metavar="TEXT", help='where series were measured: "right wrist"')
+
+
+def described(options: argparse.Namespace) -> dict[str, Any]:
+    """What `series` parsed, as `mmfusion.load(…).embed` takes it."""
+    return {name: getattr(options, name) for name in ("rate_hz", "channels", "units", "place")}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def find_own_code(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from mmfusion.cli.flags import find_own_code
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
-VERBS = ("train", "config")
+VERBS = ("train", "generate", "embed", "config")
 GROUPS: dict[str, str] = {}  # the first word of verbs of two words, and what it is about
 
 
