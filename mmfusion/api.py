@@ -24,7 +24,7 @@ from mmfusion import checkpoint
 from mmfusion.config import ConfigError, build, check
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.tokenizer import SentencePieceTokenizer
-from mmfusion.inputs import Describing, Description, InputError, Inputs, checked_text, part_of
+from mmfusion.inputs import Describing, Description, InputError, Inputs, Things, checked_text, part_of
 from mmfusion.models.generate import generate, stream
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
@@ -115,9 +115,9 @@ class Model:
     def generate(
         self,
         *,
-        image: Inputs | None = None,
-        audio: Inputs | None = None,
-        sensor: Inputs | None = None,
+        image: Things | None = None,
+        audio: Things | None = None,
+        sensor: Things | None = None,
         prompt: str | None = None,
         lang: str = "en",
         **how: Unpack[Asking],

@@ -143,7 +143,8 @@ def _swap(draft: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
+    whole = folder.resolve()  # "." has no name
+    return whole.parent / f".{whole.name}.previous"
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,7 @@ from mmfusion.types import MEASURABLE, DataError, Modality, Part, SkipSample
 
 Input = str | Path | bytes | np.ndarray | Image.Image | Part
 Inputs = Input | Sequence[Input]
+Things = Input | Sequence[Input | Sequence[Input]]  # an item of it is one thing, in one part or several
 NPY = b"\x93NUMPY"
 
 

@@ -17,6 +17,8 @@ EXAMPLES = """\
   mmfusion generate RUN --image a.png --audio a.ogg --prompt "What's this, in French?" --n 3 --temperature 0.8
   mmfusion generate RUN --sensor watch.csv --rate-hz 50 --json"""
 
+NEVER_ASKED = "note: this model was pretrained on captions and never shown questions; it may pass over the prompt"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="run folder or checkpoint folder")
@@ -44,19 +46,23 @@ def run(options: argparse.Namespace) -> int:
     if options.n > 1 and options.temperature == 0:
         raise api.InputError(f"--n {options.n}: at temperature 0 all answers are the same; add --temperature 0.8")
     model = api.load(options.folder, allow=options.allow)
-    if options.prompt and model.lineage.get("stage", "pretrain") == "pretrain":
-        note = "this model was pretrained on captions and never shown questions; it may pass over the prompt"
-        print(f"note: {note}", file=sys.stderr)
-    seeds = range(options.seed, options.seed + options.n)
+    unasked = model.lineage.get("stage", "pretrain") == "pretrain"
+    answers = []
+    for seed in range(options.seed, options.seed + options.n):
+        texts = _say(model, options, seed)
+        if options.prompt and unasked and not answers:
+            print(NEVER_ASKED, file=sys.stderr)
+        said = ""
+        for text in texts:
+            said += text
+            if not options.json:
+                print(text, end="", flush=True)
+        answers.append({"seed": seed, "text": said})
+        if not options.json:
+            print()
     if options.json:
-        answers = [{"seed": seed, "text": "".join(_say(model, options, seed))} for seed in seeds]
         asked = {"run": options.folder, "prompt": options.prompt, "lang": options.lang}
         print(json.dumps({**asked, "answers": answers}, ensure_ascii=False))
-        return 0
-    for seed in seeds:
-        for text in _say(model, options, seed):
-            print(text, end="", flush=True)
-        print()
     return 0
 
 
