@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letters shows their numbers
+        sys.stdout.reconfigure(errors="backslashreplace")
     find_own_code(options)
     try:
         return options.run(options)

@@ -98,6 +98,8 @@ class Pipeline:
         Its document is drawn from `seed`, or is about all parts, or there is none. An open one, about all parts too,
         holds the `language` to answer in (`fr`) and the `prompt`, any text, and no answer.
         """
+        if (language or prompt) and documents != "open":
+            raise ValueError(f"a language or prompt is for open documents, not for {documents!r} ones")
         media = [part for part in sample.parts if part.type in self.media]
         parts: list[tuple[Modality, PartPatches]] = [(part.type, self.media[part.type](part)) for part in media]
         for modality, part in parts:

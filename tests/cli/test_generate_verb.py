@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -75,6 +76,21 @@ def test_any_subset_of_inputs_and_each_several_times(
         said(str(tiny_run), "--prompt", "What?", *short, capsys=capsys)
         == f"{model.generate(prompt='What?', max_new=6)}\n"
     )
+
+
+def test_a_terminal_without_some_letters_shows_their_numbers(
+    tiny_run: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = io.BytesIO()
+    terminal = io.TextIOWrapper(kept, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    asked = ["generate", str(tiny_run), "--image", "a.png", "--temperature", "3", "--max-new", "20"]
+    assert main(asked) == 0
+    terminal.flush()
+    shown = kept.getvalue().decode()
+    expected = mmfusion.load(tiny_run).generate(image="a.png", temperature=3.0, max_new=20)
+    assert not str(expected).isascii()
+    assert shown.encode().decode("unicode_escape") == f"{expected}\n"
 
 
 def test_answers_are_those_of_following_seeds(tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
