@@ -16,8 +16,9 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
     "config.yaml", "model.safetensors", "tokenizer.model", "lineage.json", "README.md",
 )  # fmt: skip
 HASHED = (CONFIG, WEIGHTS, TOKENIZER)
+Allowed = str | Callable[..., Any]  # an own class, by its dotted name or itself
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 MAX_CONFIG_BYTES = 1_000_000
 MAX_HEADER_BYTES = 100_000_000
@@ -146,7 +148,8 @@ def _swap(draft: Path, folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")
+    whole = folder.resolve()  # "." has no name
+    return whole.parent / f".{whole.name}.previous"
 
 
 def _sync(path: Path) -> None:
@@ -183,19 +186,50 @@ def _once(model: nn.Module) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def load(folder: Path, allow: Collection[str] = ()) -> tuple[nn.Module, dict[str, Any]]:
+def buildable(allow: Collection[Allowed] = ()) -> frozenset[str]:
+    """The names that a checkpoint may build: BUILDABLE and the user's own classes.
+
+    A class may be given by its dotted name (`my_package.MyEncoder`) or as it is; then it has the name of the module
+    that defines it, and those of the packages above that hand it on. Raises CheckpointError for a class that nothing
+    can be imported by.
+    """
+    if isinstance(allow, str) or not isinstance(allow, Collection):
+        raise CheckpointError(f"allow: must be a list of own classes or their dotted names, not {allow!r:.60}")
+    return BUILDABLE.union(*(_names_of(item) for item in allow))
+
+
+def _names_of(item: Allowed) -> Iterator[str]:
+    if isinstance(item, str):
+        yield item
+        return
+    module, name = getattr(item, "__module__", None), getattr(item, "__qualname__", "")
+    if not module or not name:
+        raise CheckpointError(f"allow: {item!r:.60} is no class; give the class itself or its dotted name")
+    if module == "__main__" or "<locals>" in name:
+        where = "a script or notebook" if module == "__main__" else "a function"
+        remedy = f"move it to a module, my_package.py, import it from there, and train with my_package.{item.__name__}"
+        raise CheckpointError(f"allow: {name} is defined in {where}, where nothing else can import it from; {remedy}")
+    yield f"{module}.{name}"
+    parts = module.split(".")
+    for package in (".".join(parts[:cut]) for cut in range(1, len(parts))):
+        if getattr(sys.modules.get(package), name, None) is item:
+            yield f"{package}.{name}"
+
+
+def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a checkpoint, in evaluation mode on the CPU, and its configuration.
 
-    `allow` names the user's own classes (`my_package.MyEncoder`) that may be built beside mmfusion's. Raises
-    CheckpointError, before a module is imported or a weight is read, for whatever is not exactly as `save` writes it.
+    `allow` gives the user's own classes that may be built beside mmfusion's, see `buildable`. Raises CheckpointError,
+    before a module is imported or a weight is read, for whatever is not exactly as `save` writes it.
     """
+    names = buildable(allow)
     folder = locate(folder)
     config = _read_config(folder / CONFIG)
-    _check_targets(config, folder / CONFIG, allow)
+    _check_targets(config, folder / CONFIG, names)
     _check_hashes(folder)
     stored = _read_header(folder / WEIGHTS)
     try:
-        model = build(config["model"], allow=BUILDABLE | set(allow))
+        model = build(config["model"], allow=names)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: model.{error.problems[0]}") from error
     except Exception as error:  # a constructor's own complaint about its arguments
@@ -291,9 +325,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_targets(config: Mapping[str, Any], path: Path, allow: Collection[str]) -> None:
+def _check_targets(config: Mapping[str, Any], path: Path, names: Collection[str]) -> None:
     for key, target in targets(config):
-        if not isinstance(target, str) or (target not in BUILDABLE and target not in allow):
+        if not isinstance(target, str) or target not in names:
             raise CheckpointError(
                 f"{path}: {key}: {target!r} is no class that a checkpoint may build; if it is yours and you trust it, "
                 f"name it: load(…, allow=[{target!r}]) or --allow {target}"

@@ -37,7 +37,7 @@ print(f"first of {len(names)}: {(best[:, 0] == np.arange(len(names))).mean():.0%
 
 # %%
 for language in ("en", "fr"):
-    print(language, model.generate(image=pictures[:3], prompt=language))
+    print(language, model.generate(image=pictures[:3], lang=language))
 
 # %% [markdown]
 # ## What was measured

@@ -1,10 +1,11 @@
-"""Shared by all tests: one run of one step through everything, made once."""
+"""Shared by all tests, made once: one run of one step through everything, and a tiny one that nothing trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import tiny_run as tiny
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,15 @@ def one_step_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "one_step"
     assert main(["train", "debug=one_step", "data.workers=0", f"paths.run={run}"]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a checkpoint of a tiny model with random weights."""
+    return tiny.save(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def media_files(tmp_path: Path) -> Path:
+    """A folder with a.png, a.wav, and one series as a.npy and a.csv."""
+    return tiny.media(tmp_path)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from PIL import Image
+from tiny_run import TOKENIZER, node, picture, png, tree, wav
 
 import mmfusion
 from mmfusion import api, checkpoint, config, report
@@ -24,90 +24,19 @@ from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.evaluation import pictures, run
 from mmfusion.types import Part, Sample
 
-TOKENIZER = Path(__file__).parent.parent / "data_prep" / "sample" / "tokenizer" / "tokenizer.model"
 WATCH: dict[str, Any] = {"rate_hz": 50, "channels": ["acc_x", "acc_y"], "units": ["g", "g"], "place": "wrist"}
 RNG = np.random.default_rng(0)
 
 
-def node(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"_target_": f"mmfusion.{name}", **arguments}
-
-
-def tree() -> dict[str, Any]:
-    """What a run's configuration says of model and pipeline, in small."""
-    small = {"width": 16, "depth": 1, "heads": 2}
-    heads = {"image": [1, 2, 2, 1], "audio": [3, 1, 1, 1], "sensor": [1, 1, 1, 1], "text": [1, 1, 2, 1]}
-    return {
-        "model": node(
-            "models.multimodal.MultimodalModel",
-            encoders={
-                "image": node("models.encoders.image.ImageEncoder", **small, patch_px=8, merge=4, grid=6),
-                "audio": node("models.encoders.audio.AudioEncoder", **small, frames=8, bands=64, merge=2),
-                "sensor": node("models.encoders.sensor.SensorEncoder", **small, points=16, buckets=16),
-                "text": node("models.encoders.text.TextEncoder", **small, vocab=8192),
-            },
-            heads={m: node("models.heads.PlacedHead", width=16, out=12, anchors=a) for m, a in heads.items()},
-            fusion=node(
-                "models.fusion.prefix.Prefix", widths=dict.fromkeys(("image", "audio", "sensor"), 16), width=24
-            ),
-            decoder=node(
-                "models.decoder.Decoder",
-                **{**small, "width": 24},
-                vocab=8192,
-                kv_heads=1,
-                rule=node("models.attention.rules.CausalWindow", window=64, sink=4),
-            ),
-        ),
-        "pipeline": node(
-            "data.pipeline.Pipeline",
-            tokenizer=node("data.tokenizer.SentencePieceTokenizer", path=str(TOKENIZER)),
-            patchify={
-                "image": node("data.patchify.PatchifyImage"),
-                "audio": node("data.patchify.PatchifyAudio", merge=2),
-                "sensor": node("data.patchify.PatchifySensor"),
-            },
-            row_length=128,
-        ),
-    }
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    network = config.build(tree()["model"])
-    checkpoint.save(
-        run / "checkpoint", config=tree(), model=network, tokenizer=TOKENIZER, lineage={"step": 3}, card="# x\n"
-    )
-    return run
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Model:
-    return mmfusion.load(folder)
-
-
-def picture(mode: str = "RGB", size: tuple[int, int] = (48, 32)) -> Image.Image:
-    values = np.random.default_rng(1).integers(0, 255, (size[1], size[0], 4)).astype(np.uint8)
-    return Image.fromarray(values).convert(mode)
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def wav(wave: np.ndarray, rate_hz: int = 16000) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, wave, rate_hz, format="WAV", subtype="FLOAT")
-    return file.getvalue()
+def model(tiny_run: Path) -> Model:
+    return mmfusion.load(tiny_run)
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
 
 
-def test_load_keeps_the_weights_and_names_no_path(folder: Path, model: Model) -> None:
+def test_load_keeps_the_weights_and_names_no_path(tiny_run: Path, model: Model) -> None:
     torch.manual_seed(0)
     expected = config.build(tree()["model"]).state_dict()
     loaded = model.network.state_dict()
@@ -116,10 +45,10 @@ def test_load_keeps_the_weights_and_names_no_path(folder: Path, model: Model) ->
     assert model.modalities == ("image", "audio", "sensor", "text")
     assert model.lineage["step"] == 3
     assert sum(model.parameter_counts.values()) == sum(weight.numel() for weight in model.network.parameters())
-    assert str(TOKENIZER) not in (folder / "checkpoint" / "config.yaml").read_text()
+    assert str(TOKENIZER) not in (tiny_run / "checkpoint" / "config.yaml").read_text()
 
 
-def test_a_pipeline_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
+def test_a_pipeline_that_does_not_fit(tmp_path: Path) -> None:
     broken = tree()
     broken["pipeline"]["row_size"] = broken["pipeline"].pop("row_length")
     network = config.build(tree()["model"])
@@ -128,7 +57,7 @@ def test_a_pipeline_that_does_not_fit(folder: Path, tmp_path: Path) -> None:
         mmfusion.load(tmp_path / "c")
 
 
-def test_parts_of_another_kind_than_a_model(folder: Path, tmp_path: Path) -> None:
+def test_parts_of_another_kind_than_a_model(tmp_path: Path) -> None:
     network = config.build(tree()["model"])
     other = {**tree(), "pipeline": node("models.attention.rules.Document")}
     checkpoint.save(tmp_path / "a", config=other, model=network, tokenizer=TOKENIZER, lineage={}, card="")
@@ -141,8 +70,9 @@ def test_parts_of_another_kind_than_a_model(folder: Path, tmp_path: Path) -> Non
         mmfusion.load(tmp_path / "b")
 
 
-def test_loading_needs_no_lightning(folder: Path) -> None:
-    code = f"import sys, mmfusion; mmfusion.load({str(folder)!r}); print([m for m in sys.modules if 'lightning' in m])"
+def test_what_a_model_is_asked_needs_no_lightning(tiny_run: Path) -> None:
+    asked = f"m = mmfusion.load({str(tiny_run)!r}); m.embed(text='x'); m.generate(prompt='x', max_new=1)"
+    code = f"import sys, mmfusion; {asked}; print([m for m in sys.modules if 'lightning' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -200,18 +130,66 @@ def test_series_of_any_channels(model: Model) -> None:
     assert np.isfinite(model.embed(sensor=values, **WATCH)).all()
 
 
+def test_a_series_file_is_the_array_that_it_holds(model: Model, tmp_path: Path) -> None:
+    values = RNG.normal(size=(200, 2)).astype(np.float32)
+    expected = model.embed(sensor=values, **WATCH)
+    np.save(tmp_path / "a.npy", values)
+    assert model.embed(sensor=tmp_path / "a.npy", **WATCH) == pytest.approx(expected, abs=1e-6)
+    rows = [f"{i / 50!r},{x!r},{y!r}" for i, (x, y) in enumerate(values.tolist())]
+    table = "\n".join(["t (s),acc_x (g),acc_y [g]", *rows]).encode()
+    assert model.embed(sensor=table, place="wrist") == pytest.approx(expected, abs=1e-5)
+    timeless = "\n".join(["a,b", *(row.partition(",")[2] for row in rows)]).encode()
+    assert model.embed(sensor=timeless, **WATCH) == pytest.approx(expected, abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------------ generate
 
 
 def test_generate_one_and_many(model: Model) -> None:
     pictures = [picture(size=size) for size in ((48, 48), (16, 48), (8, 8))]
-    said = model.generate(image=pictures, prompt="en", max_new=6)
+    said = model.generate(image=pictures, max_new=6)
     assert isinstance(said, list)
-    assert [model.generate(image=one, prompt="en", max_new=6) for one in pictures] == said
-    both = model.generate(image=pictures[0], audio=np.zeros(8000, np.float32), rate_hz=16000, prompt="fr", max_new=6)
+    assert [model.generate(image=one, max_new=6) for one in pictures] == said
+    both = model.generate(image=pictures[0], audio=np.zeros(8000, np.float32), rate_hz=16000, lang="fr", max_new=6)
     assert isinstance(both, str)
     drawn = [model.generate(image=pictures[0], max_new=8, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_prompt_is_part_of_what_is_asked(model: Model) -> None:
+    prompts = (None, "What's this, in [French]? a=b", "這是什麼, 猫")
+    said = [model.generate(image=picture(), prompt=prompt, max_new=8) for prompt in prompts]
+    said += [model.generate(prompt="What?", max_new=8), model.generate(prompt="What?", lang="fr", max_new=8)]
+    assert len(set(said)) == 5
+
+
+def test_one_thing_may_be_several_parts(model: Model) -> None:
+    one, two = picture(size=(48, 48)), picture(size=(16, 48))
+    how: dict[str, Any] = {"max_new": 8, "temperature": 1.5}
+    said = ["".join(model.stream(image=parts, **how)) for parts in ([one, two], [two, one], [one], [two])]
+    assert len(set(said)) == 4
+    assert model.generate(image=[[one, two]], **how) == said[:1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_a_stream_is_the_answer_bit_by_bit(model: Model, temperature: float) -> None:
+    for seed in range(4):
+        asked: dict[str, Any] = {"temperature": temperature, "max_new": 24, "seed": seed, "prompt": "?", "lang": "ja"}
+        texts = list(model.stream(image=picture(), **asked))
+        assert "".join(texts) == model.generate(image=picture(), **asked)
+        assert len(texts) > 5
+        assert all(texts)
+
+
+def test_a_stream_gives_whole_characters_only(model: Model) -> None:
+    tokenizer = model.pipeline.tokenizer
+    for text in ("𒀀 a 𒁀𒂀", "é𒀀", "a  b", "𒀀"):
+        pieces = tokenizer.encode(f" {text} \n")
+        texts = list(api.as_text([*pieces, tokenizer.end, *pieces], tokenizer.end, tokenizer.decode))
+        assert "".join(texts) == text
+        assert not any("\ufffd" in part for part in texts)
+    cut = tokenizer.encode("a𒀀")[:-1]
+    assert "".join(api.as_text(cut, tokenizer.end, tokenizer.decode)) == tokenizer.decode(cut).strip()
 
 
 def test_what_is_said_is_text(model: Model) -> None:
@@ -277,6 +255,10 @@ def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
         ({"audio": np.zeros(0), "rate_hz": 16000}, "array"),
         ({"audio": b"RIFF"}, r"audio\[0\].*corrupt sound"),
         ({"sensor": np.zeros((9, 2)), "rate_hz": 50}, "channels"),
+        ({"sensor": b"a,b\n1,2"}, "column 'a' names no unit"),
+        ({"sensor": b"a (g)\n1", "rate_hz": None}, "rate_hz"),
+        ({"sensor": b"a (g)\nx", "rate_hz": 50}, r"sensor\[0\]: line 2, column 'a': 'x' is no number"),
+        ({"sensor": b"\xff\xd8\xff", "rate_hz": 50}, "no CSV table"),
         ({"sensor": np.zeros((9, 2)), **WATCH, "units": ["g"]}, "2 channels, but 1 units"),
         ({"sensor": np.zeros((9, 3)), **WATCH}, "3"),
         ({"sensor": np.zeros((9, 2)), **WATCH, "units": ["furlong", "g"]}, "unknown unit"),
@@ -324,8 +306,11 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
         ({"max_new": np.int64(0)}, "max_new: must be greater than 0"),
         ({"temperature": np.float32(-1)}, "temperature: must be greater than or equal to 0"),
         ({"top_p": object()}, "top_p: must be a plain value"),
-        ({"prompt": None}, "prompt: must be a text"),
-        ({"prompt": ["en"]}, "prompt: must be a text"),
+        ({"prompt": " "}, "prompt: must be a text"),
+        ({"prompt": ["What?"]}, "prompt: must be a text"),
+        ({"prompt": "\ud800"}, "UTF-8"),
+        ({"lang": None}, "lang: must be a text"),
+        ({"temprature": 1.0}, "temprature: stream has no such argument; did you mean 'temperature'?"),
         ({"prompt": "x y " * 200}, "document longer than a row"),
     ],
 )
@@ -354,5 +339,6 @@ def test_unsigned_sound_lies_around_its_middle(model: Model) -> None:
 def test_generate_wants_lists_of_one_length(model: Model) -> None:
     with pytest.raises(InputError, match="as many of each"):
         model.generate(image=[picture(), picture()], audio=[wav(np.zeros(100, np.float32))])
-    with pytest.raises(InputError, match="got none"):
-        model.generate()
+    for verb in (model.generate, model.stream):
+        with pytest.raises(InputError, match="got none"):
+            verb()

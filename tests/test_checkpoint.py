@@ -65,8 +65,9 @@ def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
 # --------------------------------------------------------------------------------------------------------- round trip
 
 
-def test_round_trip_by_run_and_by_folder(folder: Path) -> None:
-    for path in (folder, folder.parent):
+def test_round_trip_by_run_and_by_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for path in (folder, folder.parent, Path(".")):
         model, config = checkpoint.load(path, allow=ALLOW)
         torch.manual_seed(0)
         expected = nn.Linear(3, 2)

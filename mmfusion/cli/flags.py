@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+from typing import Any
 
 OVERRIDES = "KEY=VALUE, as Hydra takes them: model.decoder.depth=6, trainer.precision=bf16-mixed, experiment=quickstart"
 
@@ -23,7 +26,8 @@ def configuration(parser: argparse.ArgumentParser) -> None:
 
 
 def config_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-dir", metavar="FOLDER", help="a configuration tree of your own, searched beside ours")
+    help = "a configuration tree of your own, searched beside ours; a package of yours may stand next to it"
+    parser.add_argument("--config-dir", metavar="FOLDER", help=help)
 
 
 def allow(parser: argparse.ArgumentParser) -> None:
@@ -38,3 +42,33 @@ def which_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", choices=STATES, metavar="STATE", help=", ".join(STATES))
     parser.add_argument("--name", help="the run's name, or a pattern of name or folder: 'quick*'", metavar="NAME")
     parser.add_argument("--stage", help="pretrain, finetune, preference", metavar="STAGE")
+
+
+def series(parser: argparse.ArgumentParser) -> None:
+    """`--rate-hz --channels --units --place`: what a series' file does not say."""
+    parser.add_argument("--rate-hz", type=float, metavar="HZ", help="rate of series without a column of times")
+    for name, example in (("channels", "acc_x,acc_y"), ("units", "m/s^2,m/s^2")):
+        help = f"of series whose file names none (.npy), one for each column: {example}"
+        parser.add_argument(f"--{name}", type=_names, default=(), metavar="A,B", help=help)
+    parser.add_argument("--place", metavar="TEXT", help='where series were measured: "right wrist"')
+
+
+def described(options: argparse.Namespace) -> dict[str, Any]:
+    """What `series` parsed, as `mmfusion.load(…).embed` takes it."""
+    return {name: getattr(options, name) for name in ("rate_hz", "channels", "units", "place")}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def find_own_code(options: argparse.Namespace) -> None:
+    """Lets Python find a package that is not installed: next to `--config-dir`, and here where `--allow` names a class.
+
+    These folders come last, so that nothing in them stands before what is installed.
+    """
+    given = getattr(options, "config_dir", None)
+    folders = [Path(given).resolve().parent] if given else []
+    if getattr(options, "allow", None):
+        folders.append(Path.cwd())
+    sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]

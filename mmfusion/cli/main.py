@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from mmfusion.cli.flags import find_own_code
+
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
 VERBS = (
-    "train",
+    "train", "generate", "embed",
     "data show", "data stats",
     "runs ls", "runs show", "runs best", "compare",
     "config",
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letters shows their numbers
+        sys.stdout.reconfigure(errors="backslashreplace")
+    find_own_code(options)
     try:
         return options.run(options)
     except ConfigError as error:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from hydra.utils import instantiate
 
 from mmfusion.config.problems import ConfigError
-from mmfusion.config.signatures import hints_of, item_hint, options
+from mmfusion.config.signatures import hints_of, item_hint, locate, options
 from mmfusion.config.tree import targets
 
 
@@ -25,6 +25,8 @@ def build(tree: Any, allow: Collection[str] | None = None) -> Any:
                 raise ConfigError(
                     [f"{key}: {target!r} is not built from a checkpoint; if you trust it: --allow {target}"]
                 )
+        for key, target in targets(tree):
+            locate(target, key.removesuffix("._target_"))
     return instantiate(tree, _convert_="all") if isinstance(tree, (dict, list)) else tree
 
 

@@ -36,7 +36,7 @@ def locate(target: object, key: str) -> Callable[..., Any]:
         if not callable(found):
             raise ConfigError([f"{key}._target_: {target} is no class and no function"])
         return found
-    raise ConfigError([f"{key}._target_: no module named {parts[0]!r}; is the package installed?"])
+    raise ConfigError([f"{key}._target_: no module named {parts[0]!r}; install it, or put its folder on PYTHONPATH"])
 
 
 def arguments_of(target: Callable[..., object]) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -18,7 +18,7 @@ from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
 
-Documents = Literal["drawn", "all", "none"]
+Documents = Literal["drawn", "all", "none", "open"]
 
 
 def concept_of(sample: Sample, position: int) -> int:
@@ -84,13 +84,22 @@ class Pipeline:
         return sample if len(parts) == len(sample.parts) else dataclasses.replace(sample, parts=parts)
 
     def prepare(
-        self, sample: Sample, seed: int, position: int, *, documents: Documents = "drawn", prompt: str | None = None
+        self,
+        sample: Sample,
+        seed: int,
+        position: int,
+        *,
+        documents: Documents = "drawn",
+        language: str | None = None,
+        prompt: str | None = None,
     ) -> Prepared:
         """A decoded sample ready for a batch. Raises SkipSample if a part cannot be cut or a document fits no row.
 
-        Its document is drawn from `seed`, or is about all parts, or there is none; with `prompt` (a language, `fr`) it
-        is the open prompt about all parts, and no answer.
+        Its document is drawn from `seed`, or is about all parts, or there is none. An open one, about all parts too,
+        holds the `language` to answer in (`fr`) and the `prompt`, any text, and no answer.
         """
+        if (language or prompt) and documents != "open":
+            raise ValueError(f"a language or prompt is for open documents, not for {documents!r} ones")
         media = [part for part in sample.parts if part.type in self.media]
         parts: list[tuple[Modality, PartPatches]] = [(part.type, self.media[part.type](part)) for part in media]
         for modality, part in parts:
@@ -100,9 +109,9 @@ class Pipeline:
         ids = self.tokenizer.encode(text.text) if text is not None and text.text else []
         if self.text is not None and ids:
             parts.append(("text", self.text.of_ids(ids[: self.text.max_pieces])))
-        if prompt is not None:
-            everyone = tuple(range(len(media)))
-            made = (Document(everyone, self._prompt(prompt), None),)
+        if documents == "open":
+            asked = self._language(language) + tuple(self.tokenizer.encode(prompt or ""))
+            made = (Document(tuple(range(len(media))), asked, None),)
         elif documents == "none":
             made = ()
         else:
@@ -133,9 +142,9 @@ class Pipeline:
             answer, language = self.tokenizer.encode(said), media[chosen[0]].lang
         if not answer:
             return ()
-        return (Document(chosen, self._prompt(language), tuple(answer)),)
+        return (Document(chosen, self._language(language), tuple(answer)),)
 
-    def _prompt(self, language: str | None) -> tuple[int, ...]:
+    def _language(self, language: str | None) -> tuple[int, ...]:
         """A language as the prompt's pieces; none without one."""
         if not language:
             return ()
@@ -143,13 +152,11 @@ class Pipeline:
             self._languages[language] = tuple(self.tokenizer.encode(language))
         return self._languages[language]
 
-    def batch(self, samples: Sequence[Sample], *, documents: Documents = "all", prompt: str | None = None) -> Batch:
+    def batch(self, samples: Sequence[Sample], *, documents: Documents = "all", **asked: str | None) -> Batch:
         """Decoded samples as they are: documents about all their parts or none, or open prompts for `generate`.
 
-        Raises SkipSample at the first sample that cannot be used.
+        `asked` is the `language` and `prompt` of open ones, which may be about no part at all. Raises SkipSample at the
+        first sample that cannot be used.
         """
-        prepared = [
-            self.prepare(self.readable(sample), i, i, documents=documents, prompt=prompt)
-            for i, sample in enumerate(samples)
-        ]
-        return self.collate(prepared)
+        ready = [s if documents == "open" and not s.parts else self.readable(s) for s in samples]
+        return self.collate([self.prepare(s, i, i, documents=documents, **asked) for i, s in enumerate(ready)])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -13,8 +13,14 @@ from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import IGNORE, Batch, Rows
 
 
+def generate(model: MultimodalModel, batch: Batch, *, end: int, **how: Any) -> list[list[int]]:
+    """The new pieces of each of the K documents, without `end`; see `stream`."""
+    said = list(stream(model, batch, end=end, **how)) if len(batch.rows.owner) else []
+    return [_until(pieces, end) for pieces in torch.stack(said, dim=1).tolist()] if said else []
+
+
 @torch.inference_mode()
-def generate(
+def stream(
     model: MultimodalModel,
     batch: Batch,
     *,
@@ -24,13 +30,13 @@ def generate(
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0,
     banned: Sequence[int] = (),
-) -> list[list[int]]:
+) -> Iterator[Tensor]:
     """Continues each of the K documents of `batch.rows`, which hold prompts only, until the piece `end` or `max_new`.
 
-    Returns the new pieces of each document, without `end`. Prompts may have any lengths and share rows. Temperature 0
-    takes the likeliest piece; above it, pieces are drawn from the smallest set that holds `top_p` of the probability
-    (nucleus sampling, Holtzman et al. 1904.09751), the same for the same seed and documents. `banned` pieces are never
-    said.
+    Gives the next piece [K] of all documents as soon as it is chosen; a document that has ended says `end` from there
+    on. Prompts may have any lengths and share rows. Temperature 0 takes the likeliest piece; above it, pieces are drawn
+    from the smallest set that holds `top_p` of the probability (nucleus sampling, Holtzman et al. 1904.09751), the same
+    for the same seed and documents. `banned` pieces are never said.
     """
     rows = one_document_a_row(batch.rows)
     tokens = model.encode({name: parts for name, parts in batch.streams.items() if name != "text"})
@@ -43,19 +49,17 @@ def generate(
     last = hidden[torch.arange(K, device=x.device), lengths - 1]
     document = torch.arange(K, device=x.device)[:, None]
     generator = torch.Generator().manual_seed(seed)
-    said: list[Tensor] = []
     open_ = torch.ones(K, dtype=torch.bool, device=x.device)
     for step in range(max_new):
         logits = (last @ model.decoder.unembedding.T).float()
         logits[:, list(banned)] = -torch.inf
         piece = choose(logits, temperature, top_p, torch.rand(K, generator=generator).to(logits))
-        said.append(torch.where(open_, piece, end))
+        yield torch.where(open_, piece, end)
         open_ = open_ & (piece != end)
         if step == max_new - 1 or not open_.any():
             break
         x = model.decoder.embedding(piece[:, None])
         last = model.decoder(x, document, (lengths + step)[:, None], cache)[:, 0]
-    return [_until(pieces, end) for pieces in torch.stack(said, dim=1).tolist()] if K else []
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, dice: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ def _check_fit(
     encoders: Mapping[Modality, nn.Module], heads: Mapping[Modality, nn.Module], fusion: Prefix, decoder: Decoder
 ) -> None:
     for name, encoder in encoders.items():
+        if lacking := [wanted for wanted in ("modality", "width", "merge") if not hasattr(encoder, wanted)]:
+            raise ValueError(f"encoders.{name}: {type(encoder).__name__} has no {lacking[0]}; see models/encoders")
         if encoder.modality != name:
             raise ValueError(f"encoders.{name} is an encoder of {encoder.modality}")
         if name in heads and heads[name].width != encoder.width:

@@ -101,7 +101,7 @@ def usable(shards: ShardSet, pipeline: Pipeline, count: int) -> Iterator[Sample]
             if not media:
                 continue
             first = dataclasses.replace(sample, parts=(*media, *sample.of("text")))
-            pipeline.batch([first], prompt="en")
+            pipeline.batch([first], documents="open", language="en")
         except SkipSample:
             continue
         yield first

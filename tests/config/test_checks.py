@@ -86,7 +86,7 @@ def problems(**tree: object) -> list[str]:
         ({"hire": node(size=1)}, "hire._partial_: must be true here"),
         ({"wheel": {}}, "wheel: drive has no such argument; did you mean 'wheels'?"),
         ({"engine": node("torch.nn.Lineer")}, "engine._target_: torch.nn has no 'Lineer'; did you mean 'Linear'?"),
-        ({"engine": node("no_such_package.X")}, "engine._target_: no module named 'no_such_package'; is the package"),
+        ({"engine": node("no_such_package.X")}, "engine._target_: no module named 'no_such_package'; install it"),
         ({"engine": {"_target_": ["a"]}}, "engine._target_: must be a dotted name such as my_package.MyEncoder, not"),
     ],
 )

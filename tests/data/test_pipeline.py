@@ -100,13 +100,25 @@ def test_a_batch_without_chance_has_all_parts(pipeline: Pipeline) -> None:
 
 
 def test_an_open_prompt_is_the_document_without_its_answer(pipeline: Pipeline) -> None:
-    closed, open_ = pipeline.batch([PICTURE]), pipeline.batch([PICTURE], prompt="en")
+    closed, open_ = pipeline.batch([PICTURE]), pipeline.batch([PICTURE], documents="open", language="en")
     length = int((open_.rows.document == 0).sum())
     assert (open_.rows.ids[0, :length] == closed.rows.ids[0, :length]).all()
     assert (open_.rows.slot[0, :length] == closed.rows.slot[0, :length]).all()
     assert open_.rows.ids[0, length - 1] == pipeline.tokenizer.assistant
     assert (open_.rows.labels == IGNORE).all()
     assert closed.rows.labels[0, length - 1] == closed.rows.ids[0, length]
+
+
+def test_an_open_prompt_says_the_language_and_then_what_is_asked(pipeline: Pipeline) -> None:
+    encode = pipeline.tokenizer.encode
+    for sample, media in ((PICTURE, 1), (Sample(key="x"), 0)):
+        open_ = pipeline.prepare(sample, 0, 0, documents="open", language="fr", prompt="What's this?")
+        assert [tuple(document.parts) for document in open_.documents] == [tuple(range(media))]
+        assert open_.documents[0].prompt == (*encode("fr"), *encode("What's this?"))
+        assert open_.documents[0].answer is None
+    rows = pipeline.batch([Sample(key="x")], documents="open", prompt="x").rows
+    tokenizer = pipeline.tokenizer
+    assert rows.ids[0, :3].tolist() == [tokenizer.begin, *encode("x"), tokenizer.assistant]
 
 
 def test_parts_that_no_encoder_reads_are_left_out_before_decoding(tokenizer: SentencePieceTokenizer) -> None:

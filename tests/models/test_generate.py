@@ -9,7 +9,7 @@ import torch
 from tiny_multimodal import BEGIN, END, VOCAB, pack, texts, tiny_batch, tiny_model
 from torch import Tensor
 
-from mmfusion.models.generate import choose, generate, one_document_a_row
+from mmfusion.models.generate import choose, generate, one_document_a_row, stream
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import IGNORE, Batch
 
@@ -72,6 +72,17 @@ def test_how_prompts_share_rows_means_nothing():
     packed, spread = prompts(length=24), prompts(length=9)
     assert packed.rows.ids.shape[0] < spread.rows.ids.shape[0]
     assert generate(model, packed, end=END, max_new=6) == generate(model, spread, end=END, max_new=6)
+
+
+def test_a_stream_gives_each_piece_before_the_next_is_thought_of():
+    model = tiny_model()
+    said = generate(model, prompts(), end=END, max_new=5, banned=[END])
+    runs: list[int] = []
+    model.decoder.register_forward_hook(lambda *_: runs.append(1))
+    for step, piece in enumerate(stream(model, prompts(), end=END, max_new=5, banned=[END])):
+        assert piece.tolist() == [pieces[step] for pieces in said]
+        assert len(runs) == step + 1
+        assert not torch.is_inference_mode_enabled()
 
 
 def test_it_stops_at_the_end_piece_and_at_the_limit():

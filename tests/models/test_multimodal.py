@@ -131,6 +131,7 @@ def test_a_state_dict_holds_all_of_it():
     ("change", "message"),
     [
         ({"heads": {"image": PlacedHead(width=8, out=4, anchors=(1, 1, 1, 1))}}, "heads.image has width 8"),
+        ({"encoders": {"image": nn.Identity()}}, "encoders.image: Identity has no modality"),
         ({"heads": {"video": PlacedHead(width=8, out=4, anchors=(1, 1, 1, 1))}}, "without an encoder"),
         ({"fusion": Prefix(widths={"image": WIDTH}, width=24)}, "fusion.widths"),
         ({"fusion": Prefix(widths=dict.fromkeys(SENSES, WIDTH), width=9)}, "fusion.width is 9, decoder.width is 24"),

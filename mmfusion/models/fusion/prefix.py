@@ -51,7 +51,7 @@ def _check_alignment(slot: Tensor, document: Tensor, document_owner: Tensor, tok
     if highest >= count:
         raise ValueError(
             f"the rows ask for token {highest} of {count}: the encoders gave fewer tokens than the batch was packed "
-            "for; the `merge` that batching was told differs from the encoder's"
+            "for; the `merge` in data.pipeline.patchify differs from the encoder's"
         )
     wanted, given = document_owner[document], token_owner[slot]
     wrong = (wanted != given).nonzero().flatten()
@@ -60,5 +60,5 @@ def _check_alignment(slot: Tensor, document: Tensor, document_owner: Tensor, tok
         raise ValueError(
             f"{len(wrong)} of {len(slot)} slots hold a token of another sample: slot {int(slot[first])} stands in a "
             f"document of sample {int(wanted[first])}, its token belongs to sample {int(given[first])}; the `merge` "
-            "that batching was told differs from the encoder's"
+            "in data.pipeline.patchify differs from the encoder's"
         )

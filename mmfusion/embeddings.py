@@ -1,0 +1,146 @@
+"""Files and texts to a Parquet table of embeddings, written whole or not at all."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import track
+
+from mmfusion.api import Model
+from mmfusion.data.format import PLAIN
+from mmfusion.inputs import Description, InputError, part_of
+from mmfusion.types import Modality, Part
+
+CHUNK = 16  # files decoded at once: as many photographs are half a gigabyte
+PLAIN_LINES = 64 * CHUNK  # a line of progress each so many, where there is no terminal
+SERIES = ("csv", "tsv", "npy")
+SIGNATURES: Mapping[bytes, Modality] = {
+    b"\x89PNG": "image",
+    b"\xff\xd8\xff": "image",
+    b"fLaC": "audio",
+    b"OggS": "audio",
+    b"ID3": "audio",
+    b"\x93NUMPY": "sensor",
+}
+"""How files begin whose names do not say what they are."""
+
+
+def modality_of(path: Path) -> Modality:
+    """What a file is, by its suffix, else by its first bytes. Raises InputError for what is neither."""
+    suffix = path.suffix.lower().lstrip(".")
+    if suffix in SERIES:
+        return "sensor"
+    if suffix in PLAIN and PLAIN[suffix] != "text":
+        return PLAIN[suffix]
+    with path.open("rb") as file:
+        head = file.read(12)
+    if head[:4] == b"RIFF":
+        return "image" if head[8:] == b"WEBP" else "audio"
+    for signature, modality in SIGNATURES.items():
+        if head.startswith(signature):
+            return modality
+    raise InputError("no picture, sound or series that is known (png, jpeg, webp, wav, flac, ogg, mp3, csv, npy)")
+
+
+def check_place(out: Path) -> None:
+    """Raises InputError where no file can be written, before anything is computed."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out {out}: {'is a folder' if out.is_dir() else f'there is no folder {out.parent}'}")
+
+
+def write(out: Path, model: Model, files: Sequence[Path], texts: Sequence[str], described: Mapping[str, Any]) -> int:
+    """A row for each file and text, in their order; what cannot be read is named on stderr. Returns how many were not.
+
+    Columns: path and text (null for the other kind), modality, embedding float32 [E]. The schema's metadata names the
+    model by the sha256 of its weights and its step.
+    """
+    todo: list[Path | str] = [*files, *texts]
+    if not todo:
+        raise InputError("embed takes files or texts; got none")
+    how = Description(**described)
+    chunks = range(0, len(todo), CHUNK)
+    console = Console(stderr=True)
+    counts = Counter[str]()
+    draft = out.with_name(f".{out.name}.draft")
+    try:
+        with ExitStack() as opened:
+            table: pq.ParquetWriter | None = None
+            for start in track(chunks, "embedding", console=console, disable=not console.is_terminal):
+                rows = list(_rows(model, todo[start : start + CHUNK], how))
+                counts.update(part.type for _, part, _ in rows)
+                if rows and table is None:
+                    schema = _schema(model, len(rows[0][2]))
+                    table = opened.enter_context(pq.ParquetWriter(draft, schema))
+                if rows and table is not None:
+                    table.write_batch(pa.RecordBatch.from_pylist(list(map(_record, rows)), schema=table.schema))
+                if not console.is_terminal and (start + CHUNK) % PLAIN_LINES == 0:
+                    print(f"{start + CHUNK} of {len(todo)}", flush=True)
+        if counts:
+            draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    left_out = len(todo) - counts.total()
+    made = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "nothing"
+    where = f" -> {out}" if counts else ", no file was written"
+    print(f"embedded {made}{where}{f'; {left_out} of {len(todo)} left out' if left_out else ''}")
+    return left_out
+
+
+def _rows(model: Model, items: Sequence[Path | str], how: Description) -> Iterator[tuple[Path | str, Part, np.ndarray]]:
+    """Each item that can be read with its part and embedding."""
+    parts: dict[int, Part] = {}
+    for i, item in enumerate(items):
+        with _named(item):
+            parts[i] = part_of("text" if isinstance(item, str) else modality_of(item), item, "input", how)
+    rows: dict[int, np.ndarray] = {}
+    for modality in {part.type for part in parts.values()}:
+        group = [i for i, part in parts.items() if part.type == modality]
+        try:
+            rows.update(zip(group, model.embed_parts([parts[i] for i in group]), strict=True))
+        except InputError:  # one of them spoils the batch
+            for i in group:
+                with _named(items[i]):
+                    rows[i] = model.embed_parts([parts[i]])[0]
+    return ((items[i], parts[i], rows[i]) for i in sorted(rows))
+
+
+@contextmanager
+def _named(item: Path | str) -> Iterator[None]:
+    """What goes wrong with one item is said, and no more."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix("input: ")
+        print(f"left out: {_utf8(item)}: {reason}", file=sys.stderr)
+
+
+def _schema(model: Model, width: int) -> pa.Schema:
+    columns = {
+        "path": pa.string(),
+        "text": pa.string(),
+        "modality": pa.string(),
+        "embedding": pa.list_(pa.float32(), width),
+    }
+    lineage = model.lineage
+    about = {"mmfusion.sha256": lineage["files"]["model.safetensors"], "mmfusion.step": str(lineage.get("step", ""))}
+    return pa.schema(columns.items(), metadata=about)
+
+
+def _record(row: tuple[Path | str, Part, np.ndarray]) -> dict[str, Any]:
+    item, part, embedding = row
+    named = {"text": item} if isinstance(item, str) else {"path": _utf8(item)}
+    return {"path": None, "text": None, **named, "modality": part.type, "embedding": embedding}
+
+
+def _utf8(item: Path | str) -> str:
+    """A name that can be printed and stored: bytes of it that are no UTF-8 as `\\udc..`."""
+    return str(item).encode("utf-8", "backslashreplace").decode()
