@@ -105,6 +105,32 @@ def read_manifest(root: Path | str) -> list[ShardEntry]:
     return entries
 
 
+def entries_of(root: Path | str, split: str) -> list[ShardEntry]:
+    """The shards that the manifest lists; of a folder without one, all tars at any depth, taken to be of `split`.
+
+    So that tars from elsewhere can be looked at and evaluated as they are; training wants a manifest. Raises DataError
+    where there is neither.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the folder that holds the shards")
+    if (root / MANIFEST).exists():
+        return read_manifest(root)
+    tars = sorted(root.rglob("*.tar"))
+    if not tars:
+        raise DataError(f"{root}: no {MANIFEST} and no .tar in it; make shards with: mmfusion data pack SOURCE {root}")
+    return [
+        ShardEntry(
+            file=tar.relative_to(root).as_posix(),
+            split=split,
+            samples=len(ShardIndex(tar)),
+            bytes=tar.stat().st_size,
+            sha256="",
+        )
+        for tar in tars
+    ]
+
+
 def _present(root: Path, entries: Sequence[ShardEntry]) -> None:
     missing = [entry.file for entry in entries if not (root / entry.file).is_file()]
     if missing:
@@ -290,16 +316,19 @@ class ShardIndex:
 
 
 class ShardSet:
-    """All shards of one split, one after the other, as a sequence of samples that hold bytes."""
+    """All shards of one split, one after the other, as a sequence of samples that hold bytes.
 
-    def __init__(self, root: Path | str, split: str) -> None:
+    `listed` are the shards below `root` of all splits, those of its manifest where none are given.
+    """
+
+    def __init__(self, root: Path | str, split: str, listed: Sequence[ShardEntry] | None = None) -> None:
         root = Path(root)
-        listed = read_manifest(root)
+        listed = read_manifest(root) if listed is None else listed
         self.split = split
         self.entries = [entry for entry in listed if entry.split == split]
         if not self.entries:
             splits = sorted({entry.split for entry in listed})
-            raise DataError(f"{root / MANIFEST}: no shard of split {split!r}; it has {', '.join(splits)}")
+            raise DataError(f"{root}: no shard of split {split!r}; it has {', '.join(splits)}")
         _present(root, self.entries)
         self.shards = [ShardIndex(root / entry.file) for entry in self.entries]
         for shard, entry in zip(self.shards, self.entries, strict=True):
@@ -331,9 +360,18 @@ class ShardSet:
             raise IndexError(i)
         return bisect_right(self._starts, i) - 1
 
+    def entry_of(self, i: int) -> ShardEntry:
+        """The manifest's entry of the shard that holds sample i."""
+        return self.entries[self._shard_of(i)]
+
     def source_of(self, i: int) -> str:
         """The source of sample i."""
-        return self.entries[self._shard_of(i)].source
+        return self.entry_of(i).source
+
+    def key_of(self, i: int) -> str:
+        """The key of sample i, unread."""
+        number = self._shard_of(i)
+        return self.shards[number].keys[i - self._starts[number]]
 
     def locate(self, source: str, index: int) -> int:
         """The number in this set of a source's own sample `index`."""

@@ -13,6 +13,7 @@ import soundfile
 from markupsafe import Markup
 from PIL import Image
 
+from mmfusion.data.decode import decode_part
 from mmfusion.data.series import array_of, cut, length_s, times_of
 from mmfusion.evaluation.bench import Embedder, Retrieval
 from mmfusion.evaluation.measure import Evaluation
@@ -21,6 +22,7 @@ from mmfusion.report import svg
 from mmfusion.types import Part
 
 SHOWN_S = 8.0  # of a series
+SHOWN_PX = 512  # of a picture
 RETRIEVED = 5
 MAX_NEW = 24
 
@@ -73,7 +75,7 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
     ranks = retrieval.ranks()
     cards = []
     for i in chosen:
-        part = retrieval.queries[i]
+        part = _decoded(retrieval.queries[i])
         lang = (part.lang if part.kind == "speech" else None) or "en"
         shown = cut(part, 0.0, SHOWN_S) if part.type == "sensor" and length_s(part) > SHOWN_S else part
         said = model.generate_parts([[shown]], lang, MAX_NEW)[0]
@@ -99,9 +101,14 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
 
 
 def _found(retrieval: Retrieval, query: int, candidate: int) -> Found:
-    picture = _png(array_of(retrieval.pictures[candidate])) if retrieval.pictures else None
+    picture = _png(array_of(_decoded(retrieval.pictures[candidate]))) if retrieval.pictures else None
     score, right = float(retrieval.scores[query, candidate]), bool(retrieval.right[query, candidate])
     return Found(retrieval.candidates[candidate], score, right, picture)
+
+
+def _decoded(part: Part) -> Part:
+    """A task that holds many parts holds them as bytes."""
+    return decode_part(part) if isinstance(part.data, bytes) else part
 
 
 def media(shown: Part, whole: Part) -> Markup:
@@ -124,8 +131,10 @@ def media(shown: Part, whole: Part) -> Markup:
 
 
 def _png(picture: np.ndarray) -> str:
+    image = Image.fromarray(picture)
+    image.thumbnail((SHOWN_PX, SHOWN_PX))
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    image.save(file, "PNG", optimize=True)
     return _uri("image/png", file)
 
 
