@@ -13,7 +13,7 @@ from importlib import import_module
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
-VERBS = ("train", "config")
+VERBS = ("train", "evaluate", "config")
 GROUPS: dict[str, str] = {}  # the first word of verbs of two words, and what it is about
 
 
@@ -45,7 +45,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more and ("given" not in options or any(one.startswith("-") for one in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # overrides after a flag, which argparse leaves over
+        options.given += more
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 
