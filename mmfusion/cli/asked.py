@@ -44,20 +44,19 @@ def asked(
     named = [item for item in given if "=" not in item or Path(item).exists()]
     overrides = [item for item in given if item not in named]
     folders = _folders(named)
-    if along and len(folders) > 1:
-        raise ConfigError([f"--curve: is of one run, not of {len(folders)}"])
-    if not along:
+    at = {folder: _run_of(folder) for folder in folders}
+    if along:
+        folders = [_the_run(at)]
+    else:
         for folder in folders:
             _locate(folder)
-    runs = {folder: points.configuration(run) if (run := _run_of(folder)) else {} for folder in folders}
-    own = {str(tree["data"]["root"]) for tree in runs.values() if tree}
+    own = {str(_root_of(run)) for run in at.values() if run}
     if root is None and len(own) != 1:
         reason = f"were trained on different shards ({', '.join(sorted(own))})" if own else "do not say their shards"
         raise ConfigError([f"{', '.join(map(str, folders))}: {reason}; give those to evaluate on: --data-root FOLDER"])
     where = root or Path(own.pop())
-    first = next(iter(runs.values()))
-    at_home = bool(first) and Path(first["data"]["root"]).resolve() == where.resolve()
-    tasks = _tasks(first if at_home else {}, overrides, config_dir, allow)
+    home = next((run for run in at.values() if run and _root_of(run).resolve() == where.resolve()), None)
+    tasks = _tasks(home, overrides, config_dir, allow)
     return Asked(dict(zip(_short(folders), folders, strict=True)), where, _picked(tasks, only))
 
 
@@ -105,7 +104,24 @@ def _locate(folder: Path) -> None:
 
 def _run_of(folder: Path) -> Path | None:
     """The run folder that a run or checkpoint folder means, None for a checkpoint that stands alone."""
-    return next((at for at in (folder, folder.resolve().parent) if "data" in points.configuration(at)), None)
+    for at in (folder, folder.resolve().parent):
+        data = points.configuration(at).get("data")
+        if isinstance(data, dict) and isinstance(data.get("root"), str):
+            return at
+    return None
+
+
+def _root_of(run: Path) -> Path:
+    return Path(points.configuration(run)["data"]["root"])
+
+
+def _the_run(at: Mapping[Path, Path | None]) -> Path:
+    if len(at) > 1:
+        raise ConfigError([f"--curve: is of one run, not of {len(at)}"])
+    ((folder, run),) = at.items()
+    if run is None:
+        raise CheckpointError(f"{folder}: no run folder (it has no config.yaml of a run); --curve is of a run")
+    return run
 
 
 def _short(folders: Sequence[Path]) -> list[str]:
@@ -121,7 +137,7 @@ def _short(folders: Sequence[Path]) -> list[str]:
 
 
 def _tasks(
-    run: Mapping[str, Any], overrides: Sequence[str], config_dir: Path | None, allow: Collection[str]
+    run: Path | None, overrides: Sequence[str], config_dir: Path | None, allow: Collection[str]
 ) -> Mapping[str, Task]:
     """The run's own tasks, or those of `evaluation=NAME`, or those for any shards; then `evaluation.TASK.KEY=VALUE`."""
     groups = [one for one in overrides if one.startswith("evaluation=")]
@@ -130,9 +146,9 @@ def _tasks(
         if not one.startswith("evaluation."):
             hint = "; the shards are given by --data-root" if one.startswith("data") else ""
             raise ConfigError([f"{one}: evaluate takes evaluation=NAME and evaluation.TASK.KEY=VALUE only{hint}"])
-    tree = {} if groups else run.get("evaluation") or {}
-    if tree:
-        _refuse_foreign(tree, config_dir, allow)
+    tree = points.configuration(run).get("evaluation") if run and not groups else None
+    if run and tree:
+        _refuse_foreign(run, tree, config_dir, allow)
     else:
         tree = config.plain(config.compose(groups or ["evaluation=any"], config_dir))["evaluation"]
     try:
@@ -153,14 +169,15 @@ def _schema(*, evaluation: Mapping[str, Callable[..., Any]]) -> None:
     """What the configuration of an evaluation must be."""
 
 
-def _refuse_foreign(tree: Mapping[str, Any], config_dir: Path | None, allow: Collection[str]) -> None:
+def _refuse_foreign(run: Path, tree: Mapping[str, Any], config_dir: Path | None, allow: Collection[str]) -> None:
     """A run folder may come from anywhere: it names functions of ours, of the user's own files, or what is allowed."""
     config.refuse_interpolations(tree)
     trusted = ours(tree) | set(allow) | config.targets_in([config_dir] if config_dir else [])
     for key, target in config.targets(tree):
         if target not in trusted:
             remedy = f"if it is yours and you trust it: --allow {target}"
-            raise ConfigError([f"evaluation.{key}: {target!r} is not run from a run folder; {remedy}"])
+            problem = f"evaluation.{key}: {target!r} is not called from a run folder"
+            raise ConfigError([f"{run / 'config.yaml'}: {problem}; {remedy}"])
 
 
 def _picked(tasks: Mapping[str, Task], only: Sequence[str]) -> Mapping[str, Task]:

@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from mmfusion.cli.asked import asked
-    from mmfusion.cli.examine import along, several, single
+    from mmfusion.cli.examine import along, ready, several, single
 
     configs = Path(options.config_dir) if options.config_dir else None
     about = asked(
@@ -47,6 +47,6 @@ def run(options: argparse.Namespace) -> int:
     )
     out = Path(options.out) if options.out else None
     if out:
-        out.mkdir(parents=True, exist_ok=True)
+        ready(out)
     how = along if options.curve else several if len(about.folders) > 1 else single
     return how(about, options.split, options.allow, out)

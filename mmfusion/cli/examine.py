@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmfusion.evaluation.bench import Bench, Split
 from mmfusion.evaluation.measure import Evaluation, ask
 from mmfusion.report import collect, terminal, write
 from mmfusion.report.evaluation import write_along, write_compared
+from mmfusion.runs import RunError
 
 FEW = 3  # points that are hardly a curve
 
@@ -54,7 +56,7 @@ def along(about: Asked, split: Split, allow: Collection[str], out: Path | None) 
     if rows:
         terminal.show(terminal.along(rows), columns=min(len(done), terminal.COLUMNS))
     if len(done) < FEW:
-        print(f"\n{len(done)} points are hardly a curve; train with callbacks.resume.save_top_k=-1 to keep all of them")
+        print(f"\npoints kept: {len(done)}, hardly a curve; train with callbacks.resume.save_top_k=-1 to keep all")
     if out:
         write_along(out / "evaluation.html", rows, {"Run": name, **_facts(about, split)})
     return _ended(done, rows, out)
@@ -74,6 +76,16 @@ def _bench(root: Path, split: Split, model: api.Model) -> Bench:
     bench = Bench(model, root, split)
     ShardSet(root, split, bench.entries)  # which says what splits there are, where this one is not
     return bench
+
+
+def ready(out: Path) -> None:
+    """Make the folder for what will be written. Raises RunError: before the evaluation, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, "no permission")
+    except OSError as error:
+        raise RunError(f"{out}: cannot write there ({error.strerror}); choose another with --out FOLDER") from error
 
 
 def _facts(about: Asked, split: Split) -> dict[str, str]:

@@ -8,60 +8,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 from annotated_types import Gt
 
-from mmfusion.data.pipeline import chosen_text, concept_of
-from mmfusion.evaluation import baselines
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, Split, identity
-from mmfusion.evaluation.pictures import pixels
-from mmfusion.evaluation.signals import class_names, classify, labelled, simple_features
+from mmfusion.data.pipeline import concept_of
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, identity
+from mmfusion.evaluation.signals import class_names, classify, labelled
+from mmfusion.evaluation.together import Pair, cluster_of, lacks, media_of, nearest_of, together, words
 from mmfusion.evaluation.wording import chrf, exact
-from mmfusion.types import DataError, Modality, Part, Sample
+from mmfusion.types import Part
 
 MOST = 2000
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A sample with the parts that stand for it in two modalities."""
-
-    sample: Sample
-    parts: tuple[Part, Part]
-
-
-def _words(sample: Sample) -> str | None:
-    text = chosen_text(sample)
-    return text.text if text else None
-
-
-def _part(bench: Bench, sample: Sample, modality: Modality) -> Part | None:
-    """What stands for a sample in a modality: its first part, of texts the English one; None if it cannot be read."""
-    if modality == "text":
-        return chosen_text(sample)
-    parts = sample.of(modality)
-    try:
-        return parts[0] if parts and bench.decoded(parts[0]) is not None else None
-    except DataError as error:
-        raise DataError(f"{sample.url}: key {sample.key!r}: {error}") from error
-
-
-def _together(bench: Bench, split: Split, source: str | None, one: Modality, other: Modality, most: int) -> list[Pair]:
-    """The samples that have both modalities."""
-    found = ((s, _part(bench, s, one), _part(bench, s, other)) for s in bench.samples(split, source, most))
-    return [Pair(sample, (a, b)) for sample, a, b in found if a is not None and b is not None]
-
-
-def _cluster(sample: Sample, part: Part) -> str:
-    """What an example rises and falls with: whoever was measured, else its concept, else itself alone."""
-    return sample.labels.get("subject") or part.subject or sample.labels.get("concept") or sample.key
-
-
-def _media(bench: Bench) -> list[Modality]:
-    return [modality for modality in bench.model.modalities if modality != "text"]
 
 
 # ----------------------------------------------------------------------------------------------------------- retrieval
@@ -83,7 +42,7 @@ def retrieval(
     outcomes: list[Outcome] = []
     shown: Retrieval | None = None
     for one, other in itertools.combinations(bench.model.modalities, 2):
-        rows = _together(bench, bench.split, source, one, other, most)
+        rows = together(bench, bench.split, source, one, other, most)
         if len(rows) < 2:
             continue
         same = _same(rows)
@@ -98,7 +57,7 @@ def retrieval(
                 shown = found
             outcomes += _outcomes(f"{(one, other)[asked]} to {(one, other)[sought]}", found, beside)
     if not outcomes:
-        raise Lacking(_lacks(bench, source, most, "two of the modalities"))
+        raise Lacking(lacks(bench, source, most, "two of the modalities"))
     return Result(tuple(outcomes), shown)
 
 
@@ -106,7 +65,7 @@ def _same(rows: Sequence[Pair]) -> np.ndarray:
     """[n, n] bool: which samples are right for one another."""
     columns: list[list[Hashable]] = [
         [concept_of(row.sample, -1 - i) for i, row in enumerate(rows)],
-        [_words(row.sample) or i for i, row in enumerate(rows)],
+        [words(row.sample) or i for i, row in enumerate(rows)],
         *([_equal(row.parts[k]) for row in rows] for k in (0, 1)),
     ]
     numbers = [np.array([{v: n for n, v in enumerate(dict.fromkeys(c))}[v] for v in c]) for c in columns]
@@ -126,8 +85,8 @@ def _retrieve(rows: Sequence[Pair], asked: int, sought: int, scores: np.ndarray,
     return Retrieval(
         queries=tuple(row.parts[asked] for row in rows),
         keys=tuple(row.sample.key for row in rows),
-        clusters=tuple(_cluster(row.sample, row.parts[asked]) for row in rows),
-        candidates=tuple(_words(rows[i].sample) or rows[i].sample.key for i in firsts),
+        clusters=tuple(cluster_of(row.sample, row.parts[asked]) for row in rows),
+        candidates=tuple(words(rows[i].sample) or rows[i].sample.key for i in firsts),
         scores=scores[:, firsts],
         right=np.stack([same[:, of_one].any(1) for of_one in groups.values()], axis=1),
     )
@@ -137,8 +96,8 @@ def _neighbours(
     bench: Bench, source: str | None, rows: Sequence[Pair], found: Retrieval, most: int
 ) -> dict[str, np.ndarray]:
     """Whether the texts of each part's five nearest training parts are right, [n, 5], the nearest first."""
-    train = _together(bench, "train", source, rows[0].parts[0].type, "text", most)
-    near = _nearest(bench, found.queries, [row.parts[0] for row in train], 5)
+    train = together(bench, "train", source, rows[0].parts[0].type, "text", most)
+    near = nearest_of(bench, found.queries, [row.parts[0] for row in train], 5)
     concepts = [concept_of(row.sample, -1 - i) for i, row in enumerate(train)]
     hits: dict[str, np.ndarray] = {}
     for name, nearest in near.items():
@@ -151,22 +110,6 @@ def _neighbours(
     return hits
 
 
-def _nearest(bench: Bench, asked: Sequence[Part], train: Sequence[Part], k: int) -> dict[str, np.ndarray]:
-    """By the name of the way to compare, the k nearest training parts [n, k] of each; none where there is no way."""
-    if not train:
-        return {}
-    both = [*asked, *train]
-    if both[0].type == "image":
-        name, features = "pixel nearest neighbour", bench.features(pixels, both)
-    else:
-        name, features = "feature nearest neighbour", simple_features(bench, both)
-        if features is None:
-            return {}
-        known = features[len(asked) :]
-        features = (features - known.mean(0)) / (known.std(0) + 1e-6)
-    return {name: baselines.nearest(features[: len(asked)], features[len(asked) :], k)}
-
-
 def _outcomes(pair: str, found: Retrieval, beside: dict[str, np.ndarray]) -> Iterator[Outcome]:
     total = len(found.candidates)
     for k in (1, 5):
@@ -175,13 +118,6 @@ def _outcomes(pair: str, found: Retrieval, beside: dict[str, np.ndarray]) -> Ite
             yield Outcome(f"{pair}, R@{k}", found.recall(k), found.clusters, found.chance(k), near)
     chance = float(((total + 1) / (found.right.sum(1) + 1)).mean())  # of the first right one among all in random order
     yield Outcome(f"{pair}, median rank", found.ranks().astype(float), found.clusters, chance, statistic="median")
-
-
-def _lacks(bench: Bench, source: str | None, most: int, what: str) -> str:
-    held = {part.type for sample in bench.samples(bench.split, source, most) for part in sample.parts}
-    reads = ", ".join(bench.model.modalities)
-    has = f"split {bench.split!r} has {', '.join(sorted(held)) or 'no samples'}"
-    return f"fewer than two samples with {what} that the model reads ({reads}); {has}"
 
 
 # -------------------------------------------------------------------------------------------------------------- classes
@@ -208,14 +144,14 @@ def classes(
     known = sorted({label for sample in asked_of for label in sample.labels} - {"subject", "speaker"})
     outcomes: list[Outcome] = []
     shown: Retrieval | None = None
-    for label, modality in itertools.product(known if labels is None else labels, _media(bench)):
+    for label, modality in itertools.product(known if labels is None else labels, media_of(bench)):
         asked, train = (labelled(bench, of, modality, label) for of in (asked_of, train_of))
         learnt = train if train_of else asked
-        called = class_names(learnt, _words, least=0.5)
+        called = class_names(learnt, words, least=0.5)
         asked = [item for item in asked if item.label in called]
         if not asked or not 2 <= len(called) <= min(most_classes, len(learnt) // 2):
             continue
-        clusters = tuple(_cluster(item.sample, item.part) for item in asked)
+        clusters = tuple(cluster_of(item.sample, item.part) for item in asked)
         outcome, found = classify(
             bench, asked, train, called, clusters,
             window_s=window_s, language="en", metric=f"{label} from {modality}, accuracy",
@@ -246,27 +182,27 @@ def captions(
     in English. Chance is the text of another of these samples, the baseline that of the nearest training part.
     """
     outcomes: list[Outcome] = []
-    for modality in _media(bench):
-        rows = _together(bench, bench.split, source, modality, "text", most)[:limit]
+    for modality in media_of(bench):
+        rows = together(bench, bench.split, source, modality, "text", most)[:limit]
         if len(rows) < 2:
             continue
-        train = _together(bench, "train", source, modality, "text", most)
+        train = together(bench, "train", source, modality, "text", most)
         right = [_right(row) for row in rows]
         said = _say(bench, rows, "" if train else "en", max_new)
         near = {
             name: [_right(train[i])[0] for i in nearest[:, 0]]
-            for name, nearest in _nearest(
+            for name, nearest in nearest_of(
                 bench, [row.parts[0] for row in rows], [row.parts[0] for row in train], 1
             ).items()
         }
         shuffled = [names[0] for names in (*right[1:], right[0])]
-        clusters = tuple(_cluster(row.sample, row.parts[0]) for row in rows)
+        clusters = tuple(cluster_of(row.sample, row.parts[0]) for row in rows)
         for metric, score in {"exact": exact, "chrF": chrf}.items():
             beside = {name: score(answers, right) for name, answers in near.items()}
             chance = float(score(shuffled, right).mean())
             outcomes.append(Outcome(f"{metric} from {modality}", score(said, right), clusters, chance, beside))
     if not outcomes:
-        raise Lacking(_lacks(bench, source, most, "a text beside one of the modalities"))
+        raise Lacking(lacks(bench, source, most, "a text beside one of the modalities"))
     return Result(tuple(outcomes))
 
 
@@ -287,6 +223,6 @@ def _say(bench: Bench, rows: Sequence[Pair], unnamed: str, max_new: int) -> list
     said = [""] * len(rows)
     for language, of_it in languages.items():
         decoded = [[part] for i in of_it if (part := bench.decoded(rows[i].parts[0])) is not None]
-        for i, words in zip(of_it, bench.model.generate_parts(decoded, language, max_new), strict=True):
-            said[i] = words
+        for i, answer in zip(of_it, bench.model.generate_parts(decoded, language, max_new), strict=True):
+            said[i] = answer
     return said
