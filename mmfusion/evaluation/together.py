@@ -46,8 +46,11 @@ def together(bench: Bench, split: Split, source: str | None, one: Modality, othe
 
 
 def cluster_of(sample: Sample, part: Part) -> str:
-    """What an example rises and falls with: whoever was measured, else its concept, else itself alone."""
-    return sample.labels.get("subject") or part.subject or sample.labels.get("concept") or sample.key
+    """What an example rises and falls with: who was measured, else its concept, else itself; a text with its words."""
+    concept = sample.labels.get("concept")
+    if part.type == "text":
+        return concept or part.text or sample.key
+    return sample.labels.get("subject") or part.subject or concept or sample.key
 
 
 def media_of(bench: Bench) -> list[Modality]:

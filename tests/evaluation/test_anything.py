@@ -65,6 +65,7 @@ def test_every_pair_that_stands_together_is_asked(tmp_path: Path) -> None:
     assert set(watch.clusters) == {"s5", "s6"}  # whoever wore it
     assert watch.values.tolist() == [1, 1, 1, 1]
     assert "feature nearest neighbour" in watch.baselines
+    assert set(by_metric(result)["text to sensor, R@1"].clusters) == {"walk", "run"}  # a text asked twice is one
 
 
 def test_equal_pictures_of_other_names_are_right_for_each_other(tmp_path: Path) -> None:
