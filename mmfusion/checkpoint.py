@@ -305,14 +305,20 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def plain_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of plain values, empty where it holds something else than keys. Raises CheckpointError."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is no checkpoint's configuration")
+        raise CheckpointError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is no configuration of ours")
     try:
-        config = yaml.load(path.read_bytes(), _PlainLoader)
+        read = yaml.load(path.read_bytes(), _PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
-    version = config.get("format") if isinstance(config, dict) else None
+    return read if isinstance(read, dict) else {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = plain_yaml(path)
+    version = config.get("format")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{path}: format: missing or no number; this is no checkpoint's configuration")
     if version > FORMAT:

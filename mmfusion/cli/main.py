@@ -17,7 +17,7 @@ from mmfusion.cli.flags import find_own_code
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
 VERBS = (
-    "train", "generate", "embed",
+    "train", "evaluate", "generate", "embed",
     "data show", "data stats",
     "runs ls", "runs show", "runs best", "compare",
     "config",
@@ -56,8 +56,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
+    parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(["runs", "ls"] if given == ["runs"] else given)
+    options, more = parser.parse_known_args(["runs", "ls"] if given == ["runs"] else given)
+    if more and ("given" not in options or any(one.startswith("-") for one in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # overrides after a flag, which argparse leaves over
+        options.given += more
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 

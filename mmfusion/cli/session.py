@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,6 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -37,6 +34,7 @@ from mmfusion.data.datamodule import DataModule
 from mmfusion.data.shards import read_manifest
 from mmfusion.evaluation import run as evaluate
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.report import terminal
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import ParameterGroups
 
@@ -177,21 +175,9 @@ def _finish(
     card = report.card(str(tree["name"]), read_manifest(data.root), done.metrics, model)
     checkpoint.write_card(run / "checkpoint", card)
     print(f"evaluated in {seconds['evaluation']:.0f} s\n")
-    _print_metrics(done.metrics)
+    terminal.show(terminal.metrics(done.metrics))
     print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
     print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
-
-
-def _print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("task", "metric", "value", "95% interval", "n", "chance", "baselines"):
-        table.add_column(heading, justify="left" if heading in ("task", "metric", "baselines") else "right")
-    for row in metrics:
-        interval = "" if row["ci95"] is None else f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}"
-        beside = ", ".join(f"{name} {value:.3g}" for name, value in row["baselines"].items())
-        numbers = f"{row['value']:.3f}", interval, str(row["n"]), f"{row['chance']:.3f}"
-        table.add_row(row["task"], row["metric"], *numbers, beside)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def settled(cfg: DictConfig) -> dict[str, Any]:

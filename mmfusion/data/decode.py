@@ -218,7 +218,7 @@ def decode_sample(sample: Sample, limits: Limits = LIMITS, cache: Cache | None =
                 parts.append(decode_part(part, limits))
             else:
                 name = (sample.url, sample.key, part.file)
-                parts.append(cache.get(name, lambda part=part: decode_part(part, limits), _array_bytes))
+                parts.append(cache.get(name, lambda part=part: decode_part(part, limits), array_bytes))
         except SkipSample as error:
             raise SkipSample(error.reason, f"{sample.url}: key {sample.key!r}: {part.file}: {error}") from None
         except DataError as error:
@@ -228,7 +228,8 @@ def decode_sample(sample: Sample, limits: Limits = LIMITS, cache: Cache | None =
     return dataclasses.replace(sample, parts=tuple(parts))
 
 
-def _array_bytes(part: Part) -> int:
+def array_bytes(part: Part) -> int:
+    """What a decoded part holds in memory."""
     return sum(data.nbytes for data in (part.data, part.times_s) if isinstance(data, np.ndarray))
 
 

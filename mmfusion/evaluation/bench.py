@@ -5,22 +5,29 @@ A task asks for what it needs and raises `Lacking` where the shards have none of
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from mmfusion.data.decode import decode_part
-from mmfusion.data.series import array_of, base_units
-from mmfusion.data.shards import ShardSet, read_manifest
+from mmfusion.data.cache import Cache
+from mmfusion.data.decode import array_bytes, decode_part
+from mmfusion.data.series import array_of, base_units, windows
+from mmfusion.data.shards import ShardSet, entries_of
+from mmfusion.evaluation import baselines
 from mmfusion.evaluation.statistics import Statistic
 from mmfusion.types import Modality, Part, Sample, SkipSample
 
 Split = Literal["train", "validation", "test"]
+T = TypeVar("T")
+DECODED_BYTES = 1 << 29  # of decoded parts that are kept
+READ_BYTES = 1 << 31  # of undecoded samples of one split, where only some of them are asked for
+AT_ONCE = 32  # undecoded parts that are decoded together: a dozen megapixels each are 36 MB
 
 
 class Lacking(Exception):
@@ -118,31 +125,53 @@ class Result:
 
 
 class Bench:
-    """A model before the shards of `root`; `split` is what it is tested on, "train" what baselines may learn from."""
+    """A model before the shards of `root`; `split` is what it is tested on, "train" what baselines may learn from.
+
+    Parts may be given decoded or as bytes; those as bytes are decoded a few at a time and not kept for long, so that
+    large pictures need no more memory than small ones. Raises DataError where `root` holds no shards.
+    """
 
     def __init__(self, model: Embedder, root: Path, split: Split = "test") -> None:
         self.model, self.root = model, root
         self.split: Split = split
+        self.entries = entries_of(root, split)
         self.skipped: Counter[str] = Counter()
-        self._samples: dict[str, tuple[tuple[str, Sample], ...]] = {}
-        self._decoded: dict[bytes, Part | None] = {}
-        self._made: dict[tuple[str, bytes], np.ndarray] = {}
+        self._samples: dict[tuple[str, int | None], tuple[tuple[str, Sample], ...]] = {}
+        self._decoded = Cache(DECODED_BYTES)
+        self._broken: set[bytes] = set()
+        self._beside: dict[Hashable, Any] = {}
+        self._embedded: dict[Hashable, np.ndarray] = {}
 
-    def samples(self, split: Split, source: str | None = None) -> list[Sample]:
-        """The samples of a split, of one source or of all; an empty list where the manifest has none."""
-        if split not in self._samples:
-            self._samples[split] = tuple(self._read(split))
-        return [sample for of, sample in self._samples[split] if source in (None, of)]
+    def with_model(self, model: Embedder) -> Bench:
+        """Another model before the same shards: what was read, decoded and made for baselines is shared."""
+        other = copy.copy(self)
+        other.model, other._embedded = model, {}
+        return other
 
-    def _read(self, split: Split) -> Iterator[tuple[str, Sample]]:
-        if all(entry.split != split for entry in read_manifest(self.root)):
+    def samples(self, split: Split, source: str | None = None, most: int | None = None) -> list[Sample]:
+        """The samples of a split, of one source or of all; an empty list where there is no such split.
+
+        With `most`, at most so many of each kind of shard (which has the same modalities), chosen by a hash of the key.
+        """
+        if (split, most) not in self._samples:
+            self._samples[split, most] = tuple(self._read(split, most))
+        return [sample for of, sample in self._samples[split, most] if source in (None, of)]
+
+    def _read(self, split: Split, most: int | None) -> Iterator[tuple[str, Sample]]:
+        if all(entry.split != split for entry in self.entries):
             return
-        shards = ShardSet(self.root, split)
-        for i in range(len(shards)):
+        shards = ShardSet(self.root, split, self.entries)
+        left = READ_BYTES
+        for i in range(len(shards)) if most is None else _chosen(shards, most):
             try:
-                yield shards.source_of(i), shards.read(i)
+                sample = shards.read(i)
             except SkipSample as error:
                 self.skipped[error.reason] += 1
+                continue
+            yield shards.source_of(i), sample
+            left -= sum(len(part.data) for part in sample.parts if isinstance(part.data, bytes))
+            if most is not None and left < 0:
+                return
 
     def concepts(self, split: Split) -> frozenset[str]:
         """The concepts that stand in a split's shards."""
@@ -152,31 +181,59 @@ class Bench:
         """The part with its array, None where it cannot be decoded; the reason is counted once in `skipped`."""
         if part.data is None or isinstance(part.data, np.ndarray):
             return part
-        key = _identity(part)
-        if key not in self._decoded:
-            try:
-                self._decoded[key] = decode_part(part)
-                base_units(part)  # of a series: a unit that is not known costs the part here, not the run later
-            except SkipSample as error:
-                self.skipped[error.reason] += 1
-                self._decoded[key] = None
-        return self._decoded[key]
+        key = identity(part)
+        if key in self._broken:
+            return None
+        try:
+            return self._decoded.get(key, lambda: _decode(part), array_bytes)
+        except SkipSample as error:
+            self.skipped[error.reason] += 1
+            self._broken.add(key)
+            return None
 
     def embed(self, parts: Sequence[Part]) -> np.ndarray:
-        """Decoded parts of one modality -> [n, E]."""
-        return self._once("model", self.model.embed_parts, parts)
+        """Parts of one modality -> [n, E]."""
+        return self._rows(self._embedded, "model", self.model.embed_parts, parts)
 
-    def features(self, function: Callable[[Sequence[np.ndarray]], np.ndarray], pictures: Sequence[Part]) -> np.ndarray:
-        """A baseline's features of decoded pictures, [n, F]."""
-        return self._once(function.__name__, lambda new: function([array_of(p) for p in new]), pictures)
+    def embed_whole(self, parts: Sequence[Part], window_s: float) -> np.ndarray:
+        """Parts of one modality -> [n, E]; of a series the mean over its windows, each half overlapping the next."""
+        if parts[0].type != "sensor":
+            return self.embed(parts)
+        series = [part for part in map(self.decoded, parts) if part is not None]
+        cuts = [list(windows(part, window_s, window_s / 2)) for part in series]
+        rows = np.split(
+            self.embed([cut for of_one in cuts for cut in of_one]), np.cumsum([len(of) for of in cuts])[:-1]
+        )
+        return np.stack([baselines.unit(of_one.mean(0)) for of_one in rows])
 
-    def _once(self, name: str, function: Callable[[Sequence[Part]], np.ndarray], parts: Sequence[Part]) -> np.ndarray:
+    def features(
+        self, function: Callable[[Sequence[Part]], Sequence[np.ndarray] | np.ndarray], parts: Sequence[Part]
+    ) -> np.ndarray:
+        """A baseline's features of parts, [n, F]; `function` takes them decoded."""
+        return self._rows(self._beside, function.__name__, function, parts)
+
+    def remember(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What a baseline came to, made once for all models; `name` says everything that it depends on."""
+        if name not in self._beside:
+            self._beside[name] = make()
+        return self._beside[name]
+
+    def _rows(
+        self,
+        made: dict[Hashable, Any],
+        name: str,
+        function: Callable[[Sequence[Part]], Sequence[np.ndarray] | np.ndarray],
+        parts: Sequence[Part],
+    ) -> np.ndarray:
         """One row for each part; equal parts are computed once, however often they are asked for."""
-        keys = [(name, _identity(part)) for part in parts]
-        new = {key: part for key, part in zip(keys, parts, strict=True) if key not in self._made}
-        if new:
-            self._made.update(zip(new, function(list(new.values())), strict=True))
-        return np.stack([self._made[key] for key in keys])
+        keys = [(name, identity(part)) for part in parts]
+        new = {key: part for key, part in zip(keys, parts, strict=True) if key not in made}
+        at_once = AT_ONCE if any(isinstance(part.data, bytes) for part in new.values()) else max(1, len(new))
+        for first in range(0, len(new), at_once):
+            chunk = list(new)[first : first + at_once]
+            rows = function([part for key in chunk if (part := self.decoded(new[key])) is not None])
+            made.update(zip(chunk, rows, strict=True))
+        return np.stack([made[key] for key in keys])
 
     def embed_names(self, names: Sequence[str], language: str) -> np.ndarray:
         """Plain names -> [n, E]."""
@@ -200,7 +257,28 @@ def same_pictures(pictures: Sequence[Part]) -> list[int]:
     return [numbers.setdefault((array.shape, array.tobytes()), len(numbers)) for array in arrays]
 
 
-def _identity(part: Part) -> bytes:
+def by_hash(key: str) -> bytes:
+    """What samples are ordered by where only some are taken: the same ones each time, whatever else is there."""
+    return hashlib.blake2b(key.encode(), digest_size=8).digest()
+
+
+def _chosen(shards: ShardSet, most: int) -> list[int]:
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for i in range(len(shards)):
+        kinds.setdefault(tuple(sorted(shards.entry_of(i).modalities)), []).append(i)
+    order = {i: by_hash(shards.key_of(i)) for of_kind in kinds.values() for i in of_kind}
+    chosen = [i for of_kind in kinds.values() for i in sorted(of_kind, key=order.__getitem__)[:most]]
+    return sorted(chosen, key=order.__getitem__)
+
+
+def _decode(part: Part) -> Part:
+    decoded = decode_part(part)
+    base_units(part)  # of a series: a unit that is not known costs the part here, not the run later
+    return decoded
+
+
+def identity(part: Part) -> bytes:
+    """Equal for equal parts."""
     digest = hashlib.blake2b(repr(part).encode(), digest_size=16)  # repr leaves out the arrays
     for data in (part.data, part.times_s):
         if isinstance(data, np.ndarray):

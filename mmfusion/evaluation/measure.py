@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,17 @@ class Evaluation:
 
 def run(model: Embedder, tasks: Mapping[str, Task], root: Path, split: Split = "test", seed: int = 0) -> Evaluation:
     """Ask every task of the model on one split of the shards below `root`; what lacks its data is left out by name."""
-    bench = Bench(model, root, split)
+    return ask(Bench(model, root, split), tasks.items(), seed)
+
+
+def ask(bench: Bench, tasks: Iterable[tuple[str, Task]], seed: int = 0) -> Evaluation:
+    """`run` for a model that stands before its shards already."""
     metrics: list[Row] = []
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for name, task in tasks.items():
+    about: dict[str, str] = {}
+    for name, task in tasks:
         began = time.monotonic()
         try:
             results[name] = task(bench)
@@ -51,8 +56,8 @@ def run(model: Embedder, tasks: Mapping[str, Task], root: Path, split: Split = "
             continue
         metrics += [row(name, outcome, seed) for outcome in results[name].outcomes]
         seconds[name] = time.monotonic() - began
-    about = {name: _first_paragraph(tasks[name]) for name in results}
-    return Evaluation(split, metrics, results, left_out, dict(bench.skipped), seconds, about)
+        about[name] = _first_paragraph(task)
+    return Evaluation(bench.split, metrics, results, left_out, dict(bench.skipped), seconds, about)
 
 
 def _first_paragraph(task: Task) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,14 +9,24 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Gt
 
+from mmfusion.data.series import array_of
 from mmfusion.evaluation import baselines
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, Split, same_pictures, text_of
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, Split, by_hash, same_pictures, text_of
 from mmfusion.evaluation.wording import chrf, exact, spelling_similarity
 from mmfusion.types import Part, Sample
 
-FEATURES: Mapping[str, Callable[[Sequence[np.ndarray]], np.ndarray]] = {
-    "pixel nearest neighbour": baselines.pixels,
-    "HOG + blur nearest neighbour": baselines.gradients_and_blur,
+
+def pixels(pictures: Sequence[Part]) -> np.ndarray:
+    return baselines.pixels([array_of(picture) for picture in pictures])
+
+
+def gradients_and_blur(pictures: Sequence[Part]) -> np.ndarray:
+    return baselines.gradients_and_blur([array_of(picture) for picture in pictures])
+
+
+FEATURES: Mapping[str, Callable[[Sequence[Part]], np.ndarray]] = {
+    "pixel nearest neighbour": pixels,
+    "HOG + blur nearest neighbour": gradients_and_blur,
 }
 
 
@@ -234,7 +243,7 @@ def captions(
         "seen": seen_in(bench, everything.concepts),
         "unseen": unseen_in(bench, everything.concepts),
     }.items():
-        rows = sorted(rows, key=lambda i: hashlib.blake2b(everything.keys[i].encode(), digest_size=8).digest())[:limit]
+        rows = sorted(rows, key=lambda i: by_hash(everything.keys[i]))[:limit]
         if len(rows) < 2:
             continue
         asked = everything.only(rows)

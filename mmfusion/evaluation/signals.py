@@ -1,27 +1,30 @@
-"""Tasks that start from sound or from a sensor series: the class of a clip or series, the picture a spoken name means,
-and what each subset of modalities knows of the same thing."""
+"""Tasks on the class of a part, the picture that a spoken name means, and what each subset of modalities knows of the
+same thing."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Gt
 
-from mmfusion.data.series import array_of, windows
+from mmfusion.data.series import array_of
 from mmfusion.evaluation import baselines
 from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, same_pictures, text_of
-from mmfusion.types import Part, Sample
+from mmfusion.evaluation.pictures import gradients_and_blur
+from mmfusion.types import Modality, Part, Sample
 
 # ------------------------------------------------------------------------------------------------- which class is it?
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class Labelled:
+    """A part that has a class: its sample, itself, and the class."""
+
     sample: Sample
     part: Part
     label: str
@@ -30,79 +33,109 @@ class _Labelled:
 def class_by_name(
     bench: Bench,
     *,
-    source: str,
-    modality: Literal["audio", "sensor"],
+    source: str | None,
+    modality: Modality,
     label: str,
     cluster: str | None = None,
     window_s: Annotated[float, Gt(0)] = 8.0,
     language: str = "en",
 ) -> Result:
-    """Which of the class names a clip or series is nearest to, in the shared space alone.
+    """Which of the class names a picture, clip or series is nearest to, in the shared space alone.
 
     `label` and `cluster` name labels of the samples (without `cluster` each sample is its own). A class is called what
     the training samples' text calls it most often. A series is cut into windows that overlap by half; their embeddings
-    are averaged. Beside it stands a logistic regression on simple features of the training shards' clips or series.
+    are averaged. Beside it stands a logistic regression on simple features of the training shards' parts.
     """
     bench.require(modality, "text")
-    asked = _labelled(bench, bench.samples(bench.split, source), modality, label)
-    train = _labelled(bench, bench.samples("train", source), modality, label)
-    called = _class_names(train, language)
+    asked = labelled(bench, bench.samples(bench.split, source), modality, label)
+    train = labelled(bench, bench.samples("train", source), modality, label)
+    called = class_names(train, lambda sample: text_of(sample, language))
     asked = [item for item in asked if item.label in called]
     if not asked or len(called) < 2:
         raise Lacking(f"no {modality} of {source!r} with two or more {label!r} in training and some in {bench.split!r}")
-    classes = sorted(called)
-    embedded = np.stack([embed_series(bench, item.part, window_s) for item in asked])
-    scores = embedded @ bench.embed_names([called[c] for c in classes], language).T
-    right = np.array([[c == item.label for c in classes] for item in asked])
     clusters = tuple(item.sample.labels.get(cluster or "", item.sample.key) for item in asked)
+    outcome, found = classify(bench, asked, train, called, clusters, window_s=window_s, language=language)
+    return Result((outcome,), found)
+
+
+def classify(
+    bench: Bench,
+    asked: Sequence[Labelled],
+    train: Sequence[Labelled],
+    called: Mapping[str, str],
+    clusters: Sequence[str],
+    *,
+    window_s: float,
+    language: str,
+    metric: str = "accuracy",
+) -> tuple[Outcome, Retrieval]:
+    """Each part that is asked about against the names `called` of all classes; chance is always the commonest class."""
+    classes = sorted(called)
+    names = tuple(called[c] for c in classes)
+    scores = bench.embed_whole([item.part for item in asked], window_s) @ bench.embed_names(names, language).T
+    right = np.array([[c == item.label for c in classes] for item in asked])
     found = Retrieval(
-        tuple(item.part for item in asked), tuple(item.sample.key for item in asked), clusters,
-        tuple(called[c] for c in classes), scores, right,
+        tuple(item.part for item in asked), tuple(item.sample.key for item in asked), tuple(clusters),
+        names, scores, right,
     )  # fmt: skip
     chance = baselines.commonest([item.label for item in asked])[1]
-    return Result((Outcome("accuracy", found.recall(1), clusters, chance, _regression(train, asked)),), found)
+    return Outcome(metric, found.recall(1), clusters, chance, _regression(bench, train, asked)), found
 
 
-def _regression(train: Sequence[_Labelled], asked: Sequence[_Labelled]) -> dict[str, np.ndarray]:
-    """Right or wrong, for each that is asked; nothing where series have different channels, which it cannot read."""
-    features = [_features(item.part) for item in (*train, *asked)]
-    if len({len(one) for one in features}) > 1:
+def _regression(bench: Bench, train: Sequence[Labelled], asked: Sequence[Labelled]) -> dict[str, np.ndarray]:
+    """Right or wrong, for each that is asked; nothing where it has nothing to learn from or cannot read the series."""
+    if len({item.label for item in train}) < 2:
         return {}
-    known, wanted = np.stack(features[: len(train)]), np.stack(features[len(train) :])
-    answers = baselines.logistic_regression(known, [item.label for item in train], wanted)
-    hits = [answer == item.label for answer, item in zip(answers, asked, strict=True)]
-    return {"logistic regression": np.array(hits, dtype=float)}
+    known = simple_features(bench, [item.part for item in (*train, *asked)])
+    if known is None:
+        return {}
+
+    def right() -> np.ndarray:
+        learnt, labels = known[: len(train)], [item.label for item in train]
+        answers = baselines.logistic_regression(learnt, labels, known[len(train) :])
+        return np.array([answer == item.label for answer, item in zip(answers, asked, strict=True)], dtype=float)
+
+    depends_on = tuple((item.sample.url, item.sample.key, item.part.file, item.label) for item in (*train, *asked))
+    return {"logistic regression": bench.remember(depends_on, right)}
 
 
-def _labelled(
-    bench: Bench, samples: Sequence[Sample], modality: Literal["audio", "sensor"], label: str
-) -> list[_Labelled]:
-    found = []
-    for sample in samples:
-        parts = sample.of(modality)
-        part = bench.decoded(parts[0]) if parts and label in sample.labels else None
-        if part is not None:
-            found.append(_Labelled(sample, part, sample.labels[label]))
-    return found
+def labelled(bench: Bench, samples: Sequence[Sample], modality: Modality, label: str) -> list[Labelled]:
+    """The first part of a modality of each sample that has the label; those that cannot be decoded are left out."""
+    return [
+        Labelled(sample, parts[0], sample.labels[label])
+        for sample in samples
+        if label in sample.labels and (parts := sample.of(modality)) and bench.decoded(parts[0]) is not None
+    ]
 
 
-def _class_names(train: Sequence[_Labelled], language: str) -> dict[str, str]:
+def class_names(items: Sequence[Labelled], text: Callable[[Sample], str | None], least: float = 0.0) -> dict[str, str]:
+    """What the texts call each class most often; its label in plain words where fewer than the share `least` do."""
     texts: dict[str, Counter[str]] = {}
-    for item in train:
-        texts.setdefault(item.label, Counter())[text_of(item.sample, language) or item.label] += 1
-    return {label: min(counts, key=lambda text: (-counts[text], text)) for label, counts in texts.items()}
+    for item in items:
+        texts.setdefault(item.label, Counter())[text(item.sample) or item.label] += 1
+    called = {label: min(counts, key=lambda name: (-counts[name], name)) for label, counts in texts.items()}
+    return {
+        label: name if texts[label][name] >= least * texts[label].total() else label.replace("_", " ").replace("-", " ")
+        for label, name in called.items()
+    }
 
 
-def _features(part: Part) -> np.ndarray:
-    if part.type == "audio":
-        return baselines.sound_features(array_of(part), part.rate_hz or 16000)
-    return baselines.series_features(array_of(part))
+def simple_features(bench: Bench, parts: Sequence[Part]) -> np.ndarray | None:
+    """What a baseline sees of parts of one modality, [n, F]; None where series differ in their number of channels."""
+    if parts[0].type == "image":
+        return bench.features(gradients_and_blur, parts)
+    if len({len(part.channels) for part in parts}) > 1:
+        return None
+    return bench.features(_features, parts)
 
 
-def embed_series(bench: Bench, part: Part, window_s: float) -> np.ndarray:
-    """[E]: of a series the mean over its windows, each half overlapping the next; a sound is one window."""
-    cut = list(windows(part, window_s, window_s / 2)) if part.type == "sensor" else [part]
-    return baselines.unit(bench.embed(cut).mean(0))
+def _features(parts: Sequence[Part]) -> list[np.ndarray]:
+    return [
+        baselines.sound_features(array_of(part), part.rate_hz or 16000)
+        if part.type == "audio"
+        else baselines.series_features(array_of(part))
+        for part in parts
+    ]
 
 
 # ---------------------------------------------------------------------------------------- which picture does it name?

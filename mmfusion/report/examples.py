@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from mmfusion.data.decode import decode_part
 from mmfusion.data.series import array_of, cut, length_s
 from mmfusion.evaluation.bench import Embedder, Retrieval
 from mmfusion.evaluation.measure import Evaluation
@@ -69,7 +70,7 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
     ranks = retrieval.ranks()
     cards = []
     for i in chosen:
-        part = retrieval.queries[i]
+        part = _decoded(retrieval.queries[i])
         lang = (part.lang if part.kind == "speech" else None) or "en"
         shown = cut(part, 0.0, SHOWN_S) if part.type == "sensor" and length_s(part) > SHOWN_S else part
         said = model.generate_parts([[shown]], lang, MAX_NEW)[0]
@@ -95,7 +96,7 @@ def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> lis
 
 
 def _found(retrieval: Retrieval, query: int, candidate: int) -> Found:
-    shown = picture(array_of(retrieval.pictures[candidate])) if retrieval.pictures else None
+    shown = picture(array_of(_decoded(retrieval.pictures[candidate]))) if retrieval.pictures else None
     score, right = float(retrieval.scores[query, candidate]), bool(retrieval.right[query, candidate])
     return Found(retrieval.candidates[candidate], score, right, shown)
 
@@ -111,6 +112,11 @@ def _media(shown: Part, whole: Part) -> Markup:
     if shown is not whole:
         note = f"the first {SHOWN_S:.0f} s of {note}; the names below are for all of it"
     return media(shown, "") + Markup('<p class="note">{}</p>').format(note)
+
+
+def _decoded(part: Part) -> Part:
+    """A task that holds many parts holds them as bytes."""
+    return decode_part(part) if isinstance(part.data, bytes) else part
 
 
 def share_right(cards: Sequence[Example]) -> tuple[int, int]:

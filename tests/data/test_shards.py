@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tiny_media import list_shard, npy, picture_sample, png, sound, tar, tone, write_mixed, write_set
 
-from mmfusion.data.shards import ShardIndex, ShardSet, read_manifest, verify
+from mmfusion.data.shards import ShardIndex, ShardSet, entries_of, read_manifest, verify
 from mmfusion.data.writer import describe_shard, write_manifest, write_shard
 from mmfusion.types import DataError, SkipSample
 
@@ -333,3 +333,17 @@ def test_a_shard_that_shrinks_while_it_is_read(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:2048])
     with pytest.raises(DataError, match="has shrunk"):
         index.read(3)
+
+
+def test_tars_without_a_manifest_are_all_of_the_split_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/1.tar", "a.tar"):
+        tar(tmp_path / name, [(f"{name[0]}1.jpg", b"x"), (f"{name[0]}1.txt", b"a goose")])
+    entries = entries_of(tmp_path, "test")
+    assert [(e.file, e.split, e.samples) for e in entries] == [("a.tar", "test", 1), ("b/1.tar", "test", 1)]
+    assert [s.key for s in ShardSet(tmp_path, "test", entries)] == ["a1", "b1"]
+    listed = write_manifest(tmp_path, [describe_shard(tmp_path / "a.tar", split="train")])
+    assert [e.file for e in entries_of(tmp_path, "test")] == ["a.tar"]  # the manifest's word counts
+    listed.unlink()
+    with pytest.raises(DataError, match="no such folder"):
+        entries_of(tmp_path / "nowhere", "test")

@@ -168,9 +168,9 @@ def test_a_series_is_the_mean_of_its_windows(root: Path) -> None:
     part = Part(type="sensor", channels=("x",), units=("g",), data=values, times_s=times)
     bench = Bench(Oracle(), root)
     walk, run_ = bench.embed_names(["walk", "run"], "en")
-    assert signals.embed_series(bench, part, 8.0) == pytest.approx(walk)
+    assert bench.embed_whole([part], 8.0)[0] == pytest.approx(walk)
     values[400:] = 90
-    assert signals.embed_series(bench, part, 8.0) == pytest.approx((walk + run_) / 2**0.5)
+    assert bench.embed_whole([part], 8.0)[0] == pytest.approx((walk + run_) / 2**0.5)
 
 
 # ---------------------------------------------------------------------------------------- the whole run, and what lacks

@@ -21,7 +21,8 @@ CONCEPTS = ("red", "green", "blue", "grey", "pink", "frog", "cow", "drum", "flut
 CODES = {10: "red", 11: "red", 12: "red", 13: "pink", 200: "green", 201: "green", 100: "blue", 101: "blue",
          150: "grey", 50: "frog", 52: "frog", 53: "frog", 61: "frog", 60: "cow", 62: "cow", 64: "cow",
          70: "drum", 120: "flute", 80: "walk", 90: "run"}  # fmt: skip
-NAMES = {"vert": "green", "gris": "grey", "rose": "pink", "a drum": "drum", "a flute": "flute", "rosy": "cow"}
+NAMES = {"vert": "green", "gris": "grey", "rose": "pink", "a drum": "drum", "a flute": "flute", "rosy": "cow",
+         "grenouille": "frog", "vache": "cow"}  # fmt: skip
 
 
 def png(code: int) -> bytes:
