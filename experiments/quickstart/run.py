@@ -9,53 +9,22 @@ The metrics are those of the first of the three full runs (all three have the sa
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import random
 import re
 import shutil
-import signal
 import statistics
 import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from experiments.processes import TRAIN, digest, killed, timed
 from experiments.results import matrix_gflops, row, save
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-TRAIN = [sys.executable, "-m", "mmfusion.cli.main", "train"]
 Rows = list[dict[str, Any]]
-
-
-def timed(command: list[str], log: Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> tuple[float, float]:
-    """Run a command; seconds, and the peak of its processes' memory together (proportional set size, GB)."""
-    began, peak = time.monotonic(), 0.0
-    with log.open("w") as file:
-        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=file, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            peak = max(peak, _memory(process.pid))
-            time.sleep(0.5)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed ({process.returncode}), see {log}")
-    return time.monotonic() - began, peak / 1e9
-
-
-def _memory(pid: int) -> float:
-    total = 0.0
-    try:
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            total += process.memory_full_info().pss
-    except psutil.Error:  # a process that has just ended
-        return total
-    return total
 
 
 def full_runs(work: Path, times: int, overrides: list[str]) -> tuple[Rows, list[Path]]:
@@ -132,51 +101,6 @@ def same_twice(folders: list[Path]) -> dict[str, Any]:
     )
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def killed(work: Path, times: int, steps: int) -> dict[str, Any]:
-    """F8: kill -9 at a random moment of training, resume; the final weights against those of a run never killed."""
-    small = [f"steps={steps}", "evaluation=none", "callbacks.resume.every_n_train_steps=5"]
-    whole = work / "whole"
-    timed([*TRAIN, f"paths.run={whole}", *small], work / "whole.log")
-    expected = digest(whole / "checkpoint" / "model.safetensors")
-    chance, different = random.Random(0), 0
-    for k in range(times):
-        folder = work / f"killed{k}"
-        with (work / f"killed{k}.log").open("w") as log:
-            process = subprocess.Popen([*TRAIN, f"paths.run={folder}", *small], cwd=ROOT, stdout=log, stderr=log,
-                                       start_new_session=True)  # fmt: skip
-            until = chance.randrange(5, steps - 5)
-            while process.poll() is None and newest(folder) < until:
-                time.sleep(0.02)
-            time.sleep(chance.random())
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        at = newest(folder)
-        timed([*TRAIN, f"resume={folder}"], work / f"resumed{k}.log")
-        same = digest(folder / "checkpoint" / "model.safetensors") == expected
-        print(
-            f"killed after the resume point of step {at}: {'the same weights' if same else 'DIFFERENT weights'}",
-            flush=True,
-        )
-        different += not same
-    return row(
-        "F8",
-        f"of {times} runs killed -9 and resumed, ended with other weights",
-        different,
-        "runs",
-        n=times,
-        must="== 0",
-    )
-
-
-def newest(folder: Path) -> int:
-    steps = [int(p.stem.removeprefix("step=")) for p in (folder / "resume").glob("step=*.ckpt")]
-    return max(steps, default=-1)
-
-
 def plot(rows: Rows, path: Path) -> None:
     """The barred metrics: value and interval in black, chance as a grey line, baselines as named blue marks."""
     barred = [r for r in rows if r["id"] in {bar[0] for bar in BARS}]
@@ -213,10 +137,10 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     if options.quick:
         rows, folders = full_runs(work, 1, ["steps=30"])
-        rows += [*metric_rows(folders[0]), killed(work, 1, 20)]
+        rows += [*metric_rows(folders[0]), killed("F8", work, 1, 20)]
     else:
         rows, folders = full_runs(work, 3, [])
-        rows += [*metric_rows(folders[0]), same_twice(folders), killed(work, 5, 60), *fresh_clone(work)]
+        rows += [*metric_rows(folders[0]), same_twice(folders), killed("F8", work, 5, 60), *fresh_clone(work)]
     plot(rows, HERE / ("results.quick.svg" if options.quick else "results.svg"))
     name = "results.quick.json" if options.quick else "results.json"
     save(HERE / name, rows, f"uv run python experiments/quickstart/run.py{' --quick' if options.quick else ''}")

@@ -100,8 +100,8 @@ def _run_one(cfg: DictConfig) -> int:
 
 def _way_on(folder: Path, made: Sequence[Path], again: str) -> str:
     """How a run that ended early can go on (`again`); what was `made` for one that saved nothing is removed."""
-    if (folder / "checkpoint").exists() and not runs.resume_points(folder):
-        return f"; trained, its checkpoint is {folder / 'checkpoint'}"
+    if (folder / "checkpoint").exists():
+        return f"; trained, its checkpoint is {folder / 'checkpoint'}; evaluate and report it with: {again}"
     if not made or runs.resume_points(folder):
         return f"; go on with: {again}"
     runs.discard(made)

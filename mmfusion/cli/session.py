@@ -35,6 +35,7 @@ from mmfusion.data.shards import read_manifest
 from mmfusion.evaluation import run as evaluate
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.report import terminal
+from mmfusion.training.health import without_gradient
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import ParameterGroups
 
@@ -125,7 +126,7 @@ def train(
     seconds = {"training": time.monotonic() - began}
     if not fitter.global_step:
         return  # a callback had something else to do, such as finding a learning rate
-    print(f"trained {fitter.global_step} steps in {seconds['training']:.0f} s", flush=True)
+    print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
     _finish(tree, run, module, data, evaluation, fitter.global_step, seconds)
 
 
@@ -163,6 +164,8 @@ def _finish(
     counts = {f"skipped in training, {reason}": str(n) for reason, n in data.skips.skipped.items()}
     if data.masked:
         counts["values of series not measured, masked"] = str(data.masked)
+    if still := without_gradient(run):
+        counts["parameters that no gradient reached"] = ", ".join(still)
     report.write(
         run / "report.html",
         title=str(tree["name"]),
@@ -180,6 +183,17 @@ def _finish(
     print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
 
 
+def _try_optimizer(tree: Mapping[str, Any]) -> None:
+    """torch's own checks of rates, betas and schedules, before any data is opened: they stand in no signature."""
+    key = "optim"
+    try:
+        optimizer = config.build(tree["optim"])([nn.Parameter(torch.zeros(1))])
+        key = "scheduler"
+        config.build(tree["scheduler"])(optimizer)
+    except (ValueError, TypeError) as error:
+        raise ConfigError([f"{key}: {' '.join(str(error).split())}"]) from error
+
+
 def settled(cfg: DictConfig) -> dict[str, Any]:
     """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
     try:
@@ -192,6 +206,7 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     config.check(tree, train, config.interpolated(cfg))
     if given := [name for name in TRAINER if name in tree["trainer"]]:
         raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
+    _try_optimizer(tree)
     if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
     return tree

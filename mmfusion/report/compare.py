@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from mmfusion import runs
 from mmfusion.report import svg
-from mmfusion.report.html import binned, bounds, environment, is_rank, value
+from mmfusion.report.curves import binned
+from mmfusion.report.html import bounds, environment, is_rank, value
 from mmfusion.runs import words
 from mmfusion.runs.comparison import Comparison, unpaired
 from mmfusion.runs.listing import Measured, Run

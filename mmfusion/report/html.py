@@ -9,21 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from mmfusion import runs
 from mmfusion.errors import UserError
 from mmfusion.evaluation.measure import Evaluation, Row
-from mmfusion.report import svg
+from mmfusion.report import curves, svg
 from mmfusion.report.examples import Example, share_right
 
 
 class PageError(UserError):
     """A page that cannot be written."""
-
-
-BINS = 100  # of a noisy training curve
 
 
 def write(
@@ -53,7 +49,7 @@ def write(
         cards=cards,
         right=share_right(examples),
         shown=len(examples),
-        curves=loss_curves(history),
+        curves=curves.plots(history),
         counts=counts,
     )  # fmt: skip
     runs.write(path, page)
@@ -149,38 +145,6 @@ def subsets(metrics: Sequence[Row]) -> dict[str, tuple[list[str], list[Row]]]:
         if "subset" in row:
             found.setdefault(row["task"], []).append(row)
     return {task: (list(dict.fromkeys(m for row in rows for m in row["subset"])), rows) for task, rows in found.items()}
-
-
-# ------------------------------------------------------------------------------------------------------------- curves
-
-
-def loss_curves(history: Path) -> list[Markup]:
-    """One plot for each quantity that metrics.csv has for training, validation or both; the total first."""
-    columns = read_history(history)
-    names = dict.fromkeys(name.partition("/")[2] for name in columns if name.startswith(("train/", "val/")))
-    plots = []
-    for name in sorted(names, key=lambda n: (n != "loss", n == "lr", n)):
-        lines = []
-        if (kept := columns.get(f"train/{name}")) is not None:
-            lines.append(svg.Line("training", *binned(*kept), "s1"))
-        if (kept := columns.get(f"val/{name}")) is not None:
-            lines.append(svg.Line("validation", *kept, "s2"))
-        title = {"loss": "total loss", "lr": "learning rate"}.get(name, name)
-        plots.append(svg.curves(lines, title=title, x_name="step", log=name != "lr"))
-    return [plot for plot in plots if plot]
-
-
-def read_history(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each numeric column of metrics.csv as (step, value), without its empty cells; nothing if there is no file."""
-    return {name: (np.array(steps), np.array(values)) for name, (steps, values) in runs.curves(path).items()}
-
-
-def binned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over equal stretches of the run, where there are more points than a plot can show."""
-    if len(steps) <= 2 * BINS:
-        return steps, values
-    groups = np.array_split(np.arange(len(steps)), BINS)
-    return np.array([steps[g].mean() for g in groups]), np.array([values[g].mean() for g in groups])
 
 
 def facts_of(run: Path, *, steps: int, seconds: Mapping[str, float]) -> dict[str, str]:

@@ -37,6 +37,12 @@ def padding(batch: Batch) -> dict[str, float]:
     return wasted
 
 
+def without_gradient(run: Path) -> list[str]:
+    """The parameters that a run's `Health` named; none where it looked at none."""
+    path = run / FILE
+    return json.loads(path.read_text())["without_gradient"] if path.is_file() else []
+
+
 class Health(Callback):
     """`health/…` at every logged step: `grad_norm` before clipping, `padding/…` of the batch, `skipped` samples and
     `masked` values so far; at every validation `rank/…` of each modality's embeddings, over at most `most` parts.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfusion import runs
 from mmfusion.cli.main import main
-from mmfusion.report.html import read_history
+from mmfusion.report.curves import read_history
 
 SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.log_every_n_steps=1",
          "trainer.limit_val_batches=1"]  # fmt: skip

@@ -223,7 +223,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
         ("name=", "name: must have at least 1 character, not ''"),
         ("name=${nothing}", "name: is taken from nothing, which is not there"),
         ("seed=4294967296", "seed: must be less than or equal to 4294967295"),
-        ("optim.lr=-1", "scheduler.max_lr (${optim.lr}): must be greater than 0, not -1"),
+        ("optim.lr=-1", "optim: Invalid learning rate: -1"),
         ("trainer.max_steps=3", "trainer.max_steps: is given by steps; set that"),
         ("trainer._partial_=false", "trainer._partial_: must be true here"),
         ("callbacks.stop._partial_=true", "callbacks.stop._partial_: must be false here"),

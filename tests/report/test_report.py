@@ -6,21 +6,53 @@ import base64
 import io
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from html_page import Page, assert_whole
 from PIL import Image
 
 from mmfusion.evaluation.bench import Outcome, Result, Retrieval
 from mmfusion.evaluation.measure import Evaluation, row
 from mmfusion.report import collect, facts_of, html, write
-from mmfusion.report.html import bounds, direction, read_history, value
+from mmfusion.report.curves import plots, read_history
+from mmfusion.report.html import bounds, direction, value
 from mmfusion.types import Modality, Part
 
+VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "circle", "line", "path", "polyline", "polygon"}
 HOSTILE = '<script>alert(1)</script>" onload="x'
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and gathers what the tests look at."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 class Speaker:
@@ -103,7 +135,20 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_it_is_whole_html_and_fetches_nothing(report: tuple[Path, str]) -> None:
-    assert_whole(report[1])
+    _, source = report
+    page = Page(source)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "poster"):
+            link = attributes.get(name) or ""
+            assert not link or link.startswith(("data:", "#")), link
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"url\(|@import", source)
+    policies = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in str(policies)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {(a["href"] or "")[1:] for a in page.all("a")} <= set(ids)
 
 
 def test_what_data_says_stays_text(report: tuple[Path, str]) -> None:
@@ -177,6 +222,24 @@ def test_history_keeps_columns_apart(report: tuple[Path, str]) -> None:
     assert "epoch" not in columns
 
 
+def test_what_was_logged_is_plotted_once_in_its_group(tmp_path: Path) -> None:
+    names = ["train/loss", "val/loss", "train/captioning", "val/captioning", "val/captioning/tux", "val/captioning/a b",
+             "train/captioning/tux", "health/grad_norm", "health/rank/image", "health/padding/rows", "health/skipped",
+             "speed/samples_per_s", "speed/flops_per_s", "speed/data_s", "speed/rest_s"]  # fmt: skip
+    history = tmp_path / "metrics.csv"
+    rows = [",".join(str(step + i) for i in range(len(names) + 1)) for step in (1, 2)]
+    history.write_text("\n".join([",".join(["step", *names]), *rows]))
+    found = plots(history)
+    titles = {group: [re.findall(r'aria-label="([^"]*)"', plot)[0] for plot in made] for group, made in found.items()}
+    assert titles == {
+        "Losses": ["total loss", "captioning"],
+        "Validation losses by source": ["captioning"],
+        "Health": ["gradient norm before clipping", "effective rank of embeddings", "share of padding"],
+        "Speed": ["samples a second", "seconds of a step"],
+    }
+    assert "a b" in found["Validation losses by source"][0]
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of `#rrggbb`, as WCAG 2.2 defines it."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -189,7 +252,7 @@ def test_letters_stand_out_in_light_and_dark() -> None:
     schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)]
     assert len(schemes) == 2
     for colours in schemes:
-        for name in ("ink", "soft", "one", "two", "three", "ok", "no"):
+        for name in ("ink", "soft", "one", "two", "three", "four", "five", "six", "ok", "no"):
             for ground in ("paper", "card"):
                 dim, bright = sorted((luminance(colours[name]), luminance(colours[ground])))
                 assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground)

@@ -1,0 +1,167 @@
+"""What a stranger's first hour costs: own data, own code, wrong input, a kill, a start, the tests, the log.
+
+uv run python experiments/first_hour/run.py           all rows of results.json, about an hour on two cores
+uv run python experiments/first_hour/run.py --quick   the same path with few steps, within 180 s
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.first_hour import faults, own_data
+from experiments.processes import PROGRAM, ROOT, TRAIN, killed, timed
+from experiments.results import matrix_gflops, row, save
+
+HERE = Path(__file__).parent
+Rows = list[dict[str, Any]]
+
+
+def own_path(work: Path, times: int, share: float, overrides: list[str]) -> Rows:
+    """H1: a table of files to shards, a run, its evaluation, an answer and embeddings; each command a process."""
+    seconds, count = [], 0
+    for k in range(times):
+        home = work / f"home{k}"
+        own_data.make(home / "own", share)
+        commands = _commands(home, overrides)
+        count, transcript, began = len(commands), [], time.monotonic()
+        for command in commands:
+            told = _run(home, command)
+            transcript.append(f"$ mmfusion {shlex.join(command)}\n{told}")
+            print(f"{time.monotonic() - began:6.0f} s  mmfusion {command[0]}", flush=True)
+        seconds.append(time.monotonic() - began)
+        (work / f"transcript{k}.txt").write_text("\n".join(transcript))
+    beside = {"matrix GFLOP/s": matrix_gflops(), "fastest": min(seconds), "slowest": max(seconds)}
+    return [
+        row("H1", "own table of pictures, sounds and series to shards, run, evaluation, answer and embeddings",
+            statistics.median(seconds), "s", n=times, must="<= 600", beside=beside),
+        row("H1.commands", "commands typed for it", count, "commands", n=1, must="<= 6"),
+    ]  # fmt: skip
+
+
+def _commands(home: Path, overrides: list[str]) -> list[list[str]]:
+    image, sound, series = (sorted((home / "own" / f"{kind}s").iterdir())[1] for kind in ("image", "audio", "sensor"))
+    shown = [str(path.relative_to(home)) for path in (image, sound, series)]
+    return [
+        ["data", "pack", "own/things.csv", "shards"],
+        ["data", "stats", "shards", "--out", "stats.html"],
+        ["train", "data=shards", "data.root=shards", "paths.run=runs/mine", *overrides],
+        ["evaluate", "runs/mine"],
+        ["generate", "runs/mine", "--image", shown[0], "--audio", shown[1], "--sensor", shown[2]],
+        ["embed", "runs/mine", *shown, "--out", "embeddings.parquet"],
+    ]
+
+
+def _run(home: Path, command: list[str]) -> str:
+    ended = subprocess.run([*PROGRAM, *command], cwd=home, capture_output=True, text=True)
+    told = (ended.stdout + ended.stderr).replace(f"{home}/", "").replace(str(home), ".")
+    if ended.returncode:
+        raise SystemExit(f"mmfusion {shlex.join(command)} failed ({ended.returncode}):\n{told}")
+    return told
+
+
+def start(work: Path, times: int) -> Rows:
+    """H5: process start to the end of the first step of the quickstart, and of the help; the disk is warm."""
+    first, help = [], []
+    for k in range(times + 1):  # the first is to warm up
+        command = [*TRAIN, f"paths.run={work / f'start{k}'}", "callbacks.progress.every_s=0.001"]
+        began = time.monotonic()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert process.stdout is not None
+        while not (line := process.stdout.readline()).startswith("step 1/"):
+            if not line:
+                raise SystemExit("training ended before its first step")
+        first.append(time.monotonic() - began)
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        process.wait()
+        began = time.monotonic()
+        subprocess.run([*PROGRAM, "--help"], cwd=ROOT, capture_output=True, check=True)
+        help.append(time.monotonic() - began)
+    return [
+        row("H5.step", "start to first step of the quickstart, warm, median", statistics.median(first[1:]), "s",
+            n=times, must="<= 10", beside={"slowest": max(first[1:])}),
+        row("H5.help", "mmfusion --help, median", statistics.median(help[1:]), "s", n=times, must="<= 0.5"),
+    ]  # fmt: skip
+
+
+WITHOUT = ["~callbacks.health", "~callbacks.speed", "~callbacks.exhibit", "~callbacks.heartbeat", "~callbacks.resume",
+           "~callbacks.best", "~logger.csv"]  # fmt: skip
+
+
+def overhead(work: Path, pairs: int, steps: int) -> dict[str, Any]:
+    """H7: training with everything against training without log, health, checkpoints; each pair one after the other."""
+    shares = []
+    for k in range(pairs):
+        took = {}
+        for name, less in (("with", []), ("without", WITHOUT)) if k % 2 else (("without", WITHOUT), ("with", [])):
+            run, log = work / f"{name}{k}", work / f"{name}{k}.log"
+            timed([*TRAIN, f"paths.run={run}", f"steps={steps}", "evaluation=none", *less], log)
+            told = re.search(r"trained \d+ steps in ([\d.]+) s", log.read_text())
+            assert told is not None
+            took[name] = float(told[1])
+        print(f"{steps} steps: {took['with']:.1f} s with, {took['without']:.1f} s without", flush=True)
+        shares.append(took["with"] / took["without"] - 1)
+    return row("H7", "extra time of log, health and checkpoints in training, median of pairs",
+               statistics.median(shares), "", n=pairs, must="<= 0.05",
+               beside={"least": min(shares), "most": max(shares)})  # fmt: skip
+
+
+def tests(work: Path) -> dict[str, Any]:
+    """H6: the fast suite."""
+    took, _ = timed([sys.executable, "-m", "pytest"], work / "tests.log")
+    passed = re.search(r"(\d+) passed", (work / "tests.log").read_text())
+    return row("H6", "fast tests after installation", took, "s", n=int(passed[1]) if passed else 0, must="<= 300")
+
+
+def wrong_input(work: Path) -> Rows:
+    """H3: every case ends with an exit status, one line that names the thing, and nothing half-written."""
+    failed = faults.run_all(work / "faults")
+    for name, reason in failed.items():
+        print(f"{name}: {reason}", flush=True)
+    return [
+        row("H3", "cases of wrong input that end otherwise than in one clear line", len(failed), "cases",
+            n=len(faults.CASES), must="== 0"),
+        row("H3.cases", "cases of wrong input tried", len(faults.CASES), "cases", n=1, must=">= 40"),
+    ]  # fmt: skip
+
+
+def own_code() -> dict[str, Any]:
+    """H2: the lines of the worked example in notebook 03, which the tests run from a package outside the repository."""
+    lines = [line for text in faults.own_package().values() for line in text.splitlines()]
+    return row("H2", "own encoder in an own package: class and YAML, all lines", len(lines), "lines", n=1, must="<= 50")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few steps, one of each; writes results.quick.json")
+    parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder")
+    options = parser.parse_args()
+    work = options.keep or Path(tempfile.mkdtemp(prefix="mmfusion-first-hour-"))
+    work.mkdir(parents=True, exist_ok=True)
+    if options.quick:
+        rows = own_path(work, 1, 0.05, ["steps=3", "data.batch_size=16", "data.workers=0"])
+        rows += [own_code(), *wrong_input(work)]
+    else:
+        rows = own_path(work, 3, 1.0, [])
+        shutil.copyfile(work / "transcript0.txt", HERE / "transcript.txt")
+        rows += [own_code(), *wrong_input(work), killed("H4", work, 5, 60), *start(work, 5), overhead(work, 3, 200)]
+        rows.append(tests(work))
+    name = "results.quick.json" if options.quick else "results.json"
+    save(HERE / name, rows, f"uv run python experiments/first_hour/run.py{' --quick' if options.quick else ''}")
+    if not options.keep:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
