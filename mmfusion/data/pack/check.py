@@ -53,12 +53,15 @@ def check_all(
     good: list[Good] = []
     skipped: list[Skipped] = []
     keys = Keys()
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+    threads = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    try:
         for done in watch(threads.map(_check, ((draft, keys(draft.key)) for draft in drafts))):
             if isinstance(done, Good):
                 good.append(done)
             else:
                 skipped.append(done)
+    finally:
+        threads.shutdown(cancel_futures=True)  # else a Ctrl-C would wait for all that is left
     return good, skipped
 
 

@@ -33,6 +33,7 @@ FIELDS: Mapping[str, str] = {
 """Columns that are known by name alone, and what they say."""
 
 _NAMES = re.compile(r"(image|audio|sensor|text|caption|label)(?:[_:](.+))?", re.IGNORECASE)
+_WHAT = {"caption": "text"}
 _LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 _LOOKED_AT = 100  # values that must all name files of one kind
 
@@ -68,10 +69,10 @@ class Columns:
 def columns_of(table: Table, settings: Settings, path: Path) -> Columns:
     """Raises DataError on a named column that is not there, and where no column is a picture, sound, series or text."""
     made = Columns()
-    for modality, named in settings.columns.items():
+    for what, named in settings.columns.items():
         for given in named:
-            column, _, lang = given.partition(":") if given not in table.columns else (given, "", "")
-            _take(made, _known(column, table, path), modality, lang)
+            column, _, rest = (given, "", "") if given in table.columns else given.partition(":")
+            _take(made, _known(column, table, path), what, rest or _rest(column, what))
     if settings.split:
         _take_field(made, _known(settings.split, table, path), "split")
     if settings.group:
@@ -103,8 +104,8 @@ def _take(made: Columns, column: str, what: str, rest: str = "") -> None:
         made.texts.append((column, rest.replace("_", "-") or None))
         made.told[column] = "text"
     elif what == "label":
-        made.labels[rest or "label"] = column
-        made.told[column] = f"label {rest}".strip()
+        name = rest or ("label" if "label" not in made.labels else column)
+        made.labels[name], made.told[column] = column, f"label {rest}".strip()
     else:
         modality: Modality = next(m for m in MEDIA if m == what)
         tags = {medium.tag for medium in made.media if medium.modality == modality}
@@ -120,21 +121,36 @@ def _take_field(made: Columns, column: str, name: str) -> None:
         made.fields[name], made.told[column] = column, FIELDS[name]
 
 
+def _rest(column: str, what: str) -> str:
+    """What a name says beyond `what`: `fr` of text_fr, `depth` of image_depth; of a text only a language."""
+    match = _NAMES.fullmatch(column)
+    rest = match[2] or "" if match and _WHAT.get(match[1].lower(), match[1].lower()) == what else ""
+    return rest if what != "text" or _LANGUAGE.fullmatch(rest) else ""
+
+
 def _by_name(made: Columns, column: str, table: Table, settings: Settings) -> None:
+    """`image`, `text_fr` and the like; `image_width` is no picture and `text_length` no text."""
     if column.lower() in FIELDS:
         _take_field(made, column, column.lower())
     elif match := _NAMES.fullmatch(column):
-        what, rest = match[1].lower().replace("caption", "text"), match[2] or ""
-        if not settings.columns.get(what):  # else the caller has said which ones are
-            _take(made, column, what, rest if what != "text" or _LANGUAGE.fullmatch(rest) else "")
+        what = _WHAT.get(match[1].lower(), match[1].lower())
+        rest = _rest(column, what)
+        unlike = match[2] and (not rest if what == "text" else what in MEDIA and _kind(table, column) != what)
+        if not unlike and not settings.columns.get(what):  # else the caller has said which ones are
+            _take(made, column, what, rest)
 
 
 def _by_values(made: Columns, column: str, table: Table, settings: Settings) -> None:
     """A column whose values end as files of one kind do, unless the caller has named those of its kind."""
-    kinds = {modality_of(value) for value in [value for value in table.column(column) if value][:_LOOKED_AT]}
-    modality = kinds.pop() if len(kinds) == 1 else None
+    modality = _kind(table, column)
     if modality is not None and not settings.columns.get(modality):
         _take(made, column, modality)
+
+
+def _kind(table: Table, column: str) -> Modality | None:
+    values = [value for value in table.column(column) if value][:_LOOKED_AT]
+    kinds: set[Modality | None] = {None if "://" in value else modality_of(value) for value in values}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def split_names(cell: str) -> tuple[str, ...]:

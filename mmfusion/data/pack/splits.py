@@ -24,21 +24,26 @@ def deal(
     split, else of its train. Where there are groups enough every split has some, of every concept that has groups of
     its own and more of them than there are splits.
     """
-    groups = _groups(drafts, digests)
     notes: list[str] = []
     splits: list[Split] = [draft.split or "train" for draft in drafts]
-    crossing = sum(len({splits[i] for i in numbers}) > 1 for numbers in groups.values())
+    crossing = [numbers for numbers in _groups(drafts, digests).values() if len({splits[i] for i in numbers}) > 1]
     if crossing:
-        notes.append(f"{crossing} groups (or identical files) stand in more than one split of the source; kept so")
-    free = {name: numbers for name, numbers in groups.items() if {splits[i] for i in numbers} == {"train"}}
+        notes.append(f"{_count(len(crossing))} (or the same file) in more than one split of the source; kept so")
     if shares:
-        dealt = _dealt(free, _strata(free, drafts), shares)
+        free = [i for i, split in enumerate(splits) if split == "train"]
+        groups = _groups([drafts[i] for i in free], [digests[i] for i in free])
+        groups = {name: [free[i] for i in numbers] for name, numbers in groups.items()}
+        dealt = _dealt(groups, _strata(groups, drafts), shares)
         for name, split in dealt.items():
-            for i in free[name]:
+            for i in groups[name]:
                 splits[i] = split
-        empty = [split for split in shares if split not in dealt.values()]
-        notes += [f"no {split} split: only {len(free)} groups; give a split column or other shares" for split in empty]
+        short = f"{_count(len(groups))} to deal (those with the same file are one)"
+        notes += [f"no {split} split: only {short}" for split in shares if split not in dealt.values()]
     return splits, notes + _unseen(drafts, splits)
+
+
+def _count(groups: int) -> str:
+    return f"{groups} group{'' if groups == 1 else 's'}"
 
 
 def _groups(drafts: Sequence[Draft], digests: Sequence[Sequence[str]]) -> _Groups:
