@@ -105,5 +105,5 @@ def _shares(found: Found, named: set[Split], validation: float | None, test: flo
 
 def _told(found: Found, named: set[Split], shares: Mapping[Split, float]) -> Sequence[str]:
     told = [f"splits of the source: {', '.join(sorted(named))}"] if named else []
-    made = " and ".join(f"{share:.0%} for {split}" for split, share in shares.items())
+    made = " and ".join(f"{100 * share:g}% for {split}" for split, share in shares.items())
     return [*told, *([f"split by {found.group}: {made}"] if made else [])]

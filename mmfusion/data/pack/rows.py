@@ -29,16 +29,19 @@ def find(source: Path, settings: Settings) -> Found:
         drafts=(_Maker(table, columns, settings, root)(i) for i in range(len(table.rows))),
         total=len(table.rows),
         notes=[f"{source}: {len(table.rows)} rows", *columns.notes(table, settings.lang)],
-        group=columns.group or "file",
+        group=f"{columns.group}, or file where that is empty" if columns.group else "file",
     )
 
 
 def _check_splits(source: Path, table: Table, columns: Columns) -> None:
     if "split" not in columns.fields:
         return
-    for row, value in enumerate(table.column(columns.fields["split"]), 1):
-        if value.lower() not in SPLITS:
-            raise DataError(f"{source}: row {row}: the split {value!r} is none of train, validation (val, dev), test")
+    at = table.columns.index(columns.fields["split"])
+    for number, row in enumerate(table.rows, 1):
+        if at < len(row) and row[at].lower() not in SPLITS:
+            raise DataError(
+                f"{source}: row {number}: the split {row[at]!r} is none of train, validation (val, dev), test"
+            )
 
 
 class _Maker:
@@ -51,7 +54,7 @@ class _Maker:
         row = dict(zip(self.table.columns, self.table.rows[i], strict=False))
         said = {name: row[column] for name, column in self.columns.fields.items() if row.get(column)}
         labels = {name: row[column] for name, column in self.columns.labels.items() if row.get(column)}
-        shown = labels.get("label") or next(iter(labels.values()), said.get("concept", ""))
+        shown = labels.get("label") or said.get("concept") or next(iter(labels.values()), "")
         labels |= {name: said[name] for name in ("subject", "speaker") if name in said}
         if concept := said.get("concept") or slug(shown):
             labels["concept"] = concept
