@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 
 from mmfusion.data.pack.draft import suffix_of
-from mmfusion.data.pack.media import delimiter_of
 from mmfusion.types import DataError
 
 Row = Sequence[str]
@@ -55,7 +54,7 @@ def _text(path: Path) -> tuple[list[str], list[Row]]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}: line {line} is not UTF-8; save the table as UTF-8") from None
-    delimiter = "\t" if suffix_of(path) == "tsv" else delimiter_of(text.split("\n", 1)[0])
+    delimiter = "\t" if suffix_of(path) == "tsv" else max(",;\t|", key=text.partition("\n")[0].count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     cells = list(_cells(path, lines))
     return (list(cells[0]), cells[1:]) if cells else ([], [])

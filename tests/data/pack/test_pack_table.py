@@ -202,7 +202,7 @@ def test_bad_rows_are_counted_and_listed_with_their_reasons(tmp_path: Path, caps
         "8": ("empty.wav", "corrupt sound"),
         "9": ("0.png", "another kind of file"),
         "10": ("walk.csv", "unknown unit"),
-        "11": ("words.csv", "text in a series"),
+        "11": ("words.csv", "bad csv"),
         "12": ("back.csv", "times run backwards"),
         "13": ("folder.png", "no plain file"),
         "14": ("../outside.png", "path outside"),

@@ -52,7 +52,7 @@ def test_a_killed_pack_leaves_no_out_and_the_next_one_cleans_up(
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(packing.shutil, "copyfile", die)
-    killed = multiprocessing.get_context("fork").Process(target=pack, args=(source, tmp_path / "out"))
+    killed = multiprocessing.get_context("fork").Process(target=pack, args=(source, tmp_path / "out"), daemon=True)
     killed.start()
     killed.join(60)
     monkeypatch.undo()
