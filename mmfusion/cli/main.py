@@ -18,7 +18,7 @@ from mmfusion.cli.flags import find_own_code
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
 VERBS = (
     "train", "evaluate", "generate", "embed",
-    "data show", "data stats",
+    "data pack", "data show", "data stats",
     "runs ls", "runs show", "runs best", "compare",
     "config",
 )  # fmt: skip

@@ -144,13 +144,16 @@ class DataModule(pl.LightningDataModule):
                 )
             loader = torch.utils.data.DataLoader(StreamedSteps(self.train, prepare, layout, self.seed, start), **common)
         built = iter(loader)
-        for _ in range(start, stop):
-            began = time.perf_counter()
-            item = next(built)
-            self.waited_s += time.perf_counter() - began
-            if isinstance(item, DataError):
-                raise item
-            yield cast("Step", item)
+        try:
+            for _ in range(start, stop):
+                began = time.perf_counter()
+                item = next(built)
+                self.waited_s += time.perf_counter() - began
+                if isinstance(item, DataError):
+                    raise item
+                yield cast("Step", item)
+        finally:
+            del built  # ends the workers: an error's traceback would keep them, and they outlive the end of the process
 
 
 class StepLoader:

@@ -11,6 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -24,19 +25,21 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 class Table(NamedTuple):
     """names[C]; units[C], "" where the header names none; values float32 [T, C], NaN where a cell is empty; times
-    float64 [T], seconds after the first row, None without a column of them.
+    float64 [T], seconds after the first row, None without a column of them; start_s, that row's own time in seconds.
     """
 
     names: tuple[str, ...]
     units: tuple[str, ...]
     values: np.ndarray
     times: np.ndarray | None
+    start_s: float = 0.0
 
 
 def read_series(data: bytes) -> Table:
     """A CSV file's bytes: UTF-8, cells parted by comma, semicolon or tab, decimals with a point, names in line 1.
 
-    The column `time`, `t` or `timestamp` holds the times, in seconds or in the unit it names (`time_ms`, `t [ms]`).
+    The column `time`, `t` or `timestamp` holds the times, in seconds or in the unit it names (`time_ms`, `t [ms]`),
+    or dates (`2026-03-01 10:00:00.250`, in UTC unless they say otherwise), which are seconds since 1970.
     Raises DataError in one line that names line and column.
     """
     lines = _lines(data)
@@ -53,11 +56,14 @@ def read_series(data: bytes) -> Table:
     if not rows or not channels:
         raise DataError(f"{len(rows)} rows of {len(channels)} channels; a series has one of each at least")
     values = np.array(rows, dtype=np.float64)
-    times = None if time is None else (values[:, time] - values[0, time]) * _seconds(*columns[time])
+    times, start_s = None, 0.0
+    if time is not None:
+        seconds = _seconds(*columns[time])
+        times, start_s = (values[:, time] - values[0, time]) * seconds, float(values[0, time] * seconds)
     with np.errstate(over="ignore"):  # beyond float32 is infinity, which decoding takes for not measured
         measured = values[:, channels].astype(np.float32)
     names, units = zip(*(columns[i] for i in channels), strict=True)
-    return Table(names, units, measured, times)
+    return Table(names, units, measured, times, start_s)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -102,9 +108,15 @@ def _check_header(header: Sequence[str], names: Sequence[str]) -> None:
 def _number(cell: str, line: int, column: str, needed: bool) -> float:
     """NaN for an empty cell, except where a number is `needed`."""
     try:
-        number = float(cell) if cell else np.nan
+        number = _date_s(cell) if needed and cell[4:5] == "-" else float(cell) if cell else np.nan
     except ValueError:
         raise DataError(f"line {line}, column {column!r}: {cell!r:.60} is no number") from None
     if needed and not np.isfinite(number):
         raise DataError(f"line {line}, column {column!r}: {cell!r:.60} is no time")
     return number
+
+
+def _date_s(cell: str) -> float:
+    """Seconds since 1970 of `2026-03-01 10:00:00.250`. Raises ValueError where it is none."""
+    date = datetime.fromisoformat(cell)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,73 @@
+"""What a person sees while data is packed and when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmfusion.data.pack.check import Good, Skipped
+from mmfusion.data.shards import ShardEntry
+
+_T = TypeVar("_T")
+_EVERY_S = 10.0
+_FEW = 5
+
+
+def watched(what: str, total: int) -> Callable[[Iterable[_T]], Iterator[_T]]:
+    """Passes items through: a bar on a terminal, else a line every ten seconds."""
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        return lambda items: iter(track(items, what, total, console=console, transient=True))
+    done, shown = 0, time.monotonic()
+
+    def lines(items: Iterable[_T]) -> Iterator[_T]:
+        nonlocal done, shown
+        for item in items:
+            done += 1
+            if time.monotonic() - shown > _EVERY_S:
+                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+                shown = time.monotonic()
+            yield item
+
+    return lines
+
+
+def tell_skipped(skipped: Sequence[Skipped]) -> None:
+    """How many rows by reason, and a few of them."""
+    if not skipped:
+        return
+    print(f"{len(skipped)} rows left out:", file=sys.stderr)
+    for reason, n in Counter(item.reason for item in skipped).most_common():
+        print(f"  {n} {reason}", file=sys.stderr)
+    for item in skipped[:_FEW]:
+        print(f"    {item}", file=sys.stderr)
+    if len(skipped) > _FEW:
+        print("    …", file=sys.stderr)
+
+
+def tell(entries: Sequence[ShardEntry], good: Sequence[Good]) -> None:
+    """A line for each source and split, then languages and labels."""
+    modalities = [m for m in ("image", "audio", "sensor", "text") if any(m in entry.modalities for entry in entries)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("source", "split", "samples", *modalities, "hours", "MB", "shards"):
+        table.add_column(heading, justify="left" if heading in ("source", "split") else "right")
+    for source, split in dict.fromkeys((entry.source, entry.split) for entry in entries):
+        of = [entry for entry in entries if (entry.source, entry.split) == (source, split)]
+        counts = [str(sum(entry.modalities.get(m, 0) for entry in of)) for m in modalities]
+        sums = f"{sum(e.hours for e in of):.2f}", f"{sum(e.bytes for e in of) / 1e6:.1f}", str(len(of))
+        table.add_row(source, split, str(sum(entry.samples for entry in of)), *counts, *sums)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for what, counts in (
+        ("languages", sum((Counter(entry.languages) for entry in entries), Counter[str]())),
+        ("labels", Counter(item.draft.labels["label"] for item in good if "label" in item.draft.labels)),
+    ):
+        if counts:
+            named = ", ".join(f"{name} {n}" for name, n in counts.most_common(8))
+            print(f"{what}: {named}{f' and {len(counts) - 8} more' if len(counts) > 8 else ''}")
