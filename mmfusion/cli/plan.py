@@ -103,12 +103,13 @@ def _print(found: Budget, told: dict[str, float], gpu_gb: float | None) -> None:
     out.print(f"\nstep         {dealt}; patches: {patches}; {found.pieces:,} decoder pieces")
     out.print(f"counted on   {found.counted_on}")
     each = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
-    out.print(f"memory       {memory.total / 1e9:.2f} GB a device ({each}), estimated; no buffers of the allocator's own")
+    out.print(f"memory       {memory.total / 1e9:.2f} GB a device: {each};")
+    out.print("             an estimate: what the allocator cannot use and other processes take is not in it")
     if gpu_gb:
         out.print(f"             {'fits' if told['fits'] else 'DOES NOT FIT'} into {gpu_gb:g} GB")
     how = "this machine's matrix peak, measured now" if told["flops_measured"] else "given"
     rate = f"{told['flops_per_s'] / 1e12:.3g} TFLOP/s a device ({how})"
-    out.print(f"time         {told['step_flops'] / 1e12:.3g} TFLOP a device and step: {told['step_s']:.3g} s at {rate},")
+    out.print(f"time         {told['step_s']:.3g} s a step: {told['step_flops'] / 1e12:.3g} TFLOP at {rate};")
     out.print("             an estimate: no data, communication or waiting in it")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ SHARDED = ("ModelParallelStrategy", "FSDPStrategy")  # the strategies that divid
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is dealt: each of `devices` takes `accumulate` micro-batches of `samples`; `sharded` weights or not."""
+    """How a step is dealt: each of `devices` takes `accumulate` micro-batches of `samples`; `sharded`: as FSDP does."""
 
     devices: int
     accumulate: int
@@ -43,7 +44,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class PartCost:
-    """Of one part of the model, all of its weights; FLOPs and activations (bytes kept for backward) of a micro-batch."""
+    """Of one part: all of its weights; FLOPs and activations (bytes kept for backward) of a micro-batch."""
 
     name: str
     parameters: int
@@ -155,13 +156,14 @@ def measure(module: TrainingModule, batch: Batch, autocast: torch.dtype | None =
     Gradients are there from the beginning, as in every micro-batch but a step's first.
     """
     meter = Meter(parts_of(module))
-    enabled = autocast is not None
-    with meter.counting(), torch.autocast("cpu", dtype=autocast, enabled=enabled):
+    with meter.counting(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mismatch dtype")  # of norms under autocast: it is so in training too
         for weight in module.parameters():
             weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
         gradients = sum(_bytes(weight.grad) for weight in module.parameters())
-        losses = [loss.sum for parts in module.losses(batch).values() for loss in parts.values()]
-        total = torch.stack(losses).sum()
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            losses = [loss.sum for parts in module.losses(batch).values() for loss in parts.values()]
+            total = torch.stack(losses).sum()
         meter.begin_backward()
         total.backward()
     return meter, meter.peak - gradients

@@ -67,7 +67,9 @@ class _Pieces:
 def _sample(pipeline: Pipeline) -> Sample:
     made: dict[Modality, Callable[[], Part]] = {"image": _image, "audio": _audio, "sensor": _sensor}
     if unknown := [name for name in pipeline.media if name not in made]:
-        raise ConfigError([f"data.root: has no {MANIFEST}, and no {unknown[0]} can be made up; give data to count with"])
+        raise ConfigError(
+            [f"data.root: has no {MANIFEST}, and no {unknown[0]} can be made up; give data to count with"]
+        )
     return Sample(key="made-up", parts=(*(made[name]() for name in pipeline.media), Part(type="text", text="a text")))
 
 

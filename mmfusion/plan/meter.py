@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ class Meter:
         self.backward: Counter[str] = Counter()
         self.saved: Counter[str] = Counter()
         self._flops = FlopCounterMode(display=False)
+        self._flops.mod_tracker = cast("Any", _NoModules())
         self._bytes = _Bytes()
         self._seen = WeakIdKeyDictionary()
         self._phase, self._counted = self.forward, 0
@@ -71,7 +72,7 @@ class Meter:
         self._phase = self.backward
 
     def _enter(self, stack: list[str]) -> None:
-        counted = sum(self._flops.flop_counts["Global"].values())
+        counted = self._flops.get_total_flops()
         self._phase[self._stack[-1]] += counted - self._counted
         self._counted, self._stack = counted, stack
 
@@ -87,6 +88,12 @@ class Meter:
         if name != self._stack[-1]:
             self._enter([name])
         return tensor
+
+
+class _NoModules(nullcontext[None]):
+    """Instead of the counter's own view of modules, whose hooks would keep alive what a block recomputes."""
+
+    parents = frozenset({"Global"})
 
 
 class _Bytes(TorchDispatchMode):
@@ -127,6 +134,5 @@ def _as_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
     """Masks as the numbers of their places: one index for each of their axes."""
     made: list[Tensor | None] = []
     for index in indices:
-        mask = index is not None and index.dtype == torch.bool
-        made += index.nonzero().unbind(1) if mask else [index]
+        made += index.nonzero().unbind(1) if index is not None and index.dtype == torch.bool else [index]
     return made
