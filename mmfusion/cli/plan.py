@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cli.flags import configuration
+from mmfusion.cli.flags import configuration, positive
 
 if TYPE_CHECKING:
     from mmfusion.plan.budget import Budget
@@ -25,17 +25,15 @@ EXAMPLES = """\
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-gb", type=float, metavar="GB", help="say whether it fits into so many 10^9 bytes")
-    parser.add_argument("--devices", type=int, metavar="N", help="devices of all nodes (default: as configured)")
+    parser.add_argument("--devices", type=positive, metavar="N", help="devices of all nodes (default: as configured)")
     parser.add_argument("--tflops", type=float, metavar="T", help="achieved by a device (default: measured here)")
     parser.add_argument("--json", action="store_true", help="print numbers for programs")
     configuration(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.plan.budget import matrix_flops
-
     found = _budget(options)
-    flops = options.tflops * 1e12 if options.tflops else matrix_flops()
+    flops = options.tflops * 1e12 if options.tflops else _measured()
     told = {
         "step_flops": found.step_flops,
         "flops_per_s": flops,
@@ -49,6 +47,15 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(found, told, options.gpu_gb)
     return 0
+
+
+def _measured() -> float:
+    import torch
+
+    from mmfusion.training.speed import matrix_flops
+
+    gpu = torch.cuda.is_available()
+    return matrix_flops(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32)
 
 
 def _budget(options: argparse.Namespace) -> Budget:
@@ -66,7 +73,8 @@ def _budget(options: argparse.Namespace) -> Budget:
             if OmegaConf.is_missing(cfg.data, key):
                 cfg.data[key] = "(no data)"
     tree = settled(cfg)
-    given = config.build_arguments({name: tree[name] for name in ("model", "objective", "optim", "scheduler")}, train)
+    wanted = ("model", "objective", "optim", "scheduler", "parameters")
+    given = config.build_arguments({name: tree[name] for name in wanted}, train)
     module = TrainingModule(
         model=given["model"],
         objectives=given["objective"],
@@ -74,6 +82,7 @@ def _budget(options: argparse.Namespace) -> Budget:
         optimizer=given["optim"],
         scheduler=given["scheduler"],
         seed=tree["seed"],
+        parameters=given["parameters"],
     )
     return budget.count(module, tree["data"], tree["trainer"], recompute=bool(tree.get("gradient_checkpointing")))
 

@@ -75,8 +75,6 @@ def train(
     gradient_checkpointing: bool = False,
     checkpoint: str | None = None,
     resume: str | None = None,
-    compile: bool = False,
-    gradient_checkpointing: bool = False,
 ) -> None:
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
 

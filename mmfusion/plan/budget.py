@@ -7,7 +7,6 @@ numbers; only the batch's own masks and indices are real. Attention counts as a 
 from __future__ import annotations
 
 import dataclasses
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,23 +161,11 @@ def measure(module: TrainingModule, batch: Batch, autocast: torch.dtype | None =
             weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
         gradients = sum(_bytes(weight.grad) for weight in module.parameters())
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            losses = [loss.sum for parts in module.losses(batch).values() for loss in parts.values()]
-            total = torch.stack(losses).sum()
+            losses, _ = module.losses(batch)
+            total = torch.stack([loss.sum for parts in losses.values() for loss in parts.values()]).sum()
         meter.begin_backward()
         total.backward()
     return meter, meter.peak - gradients
-
-
-def matrix_flops(size: int = 2048, repeats: int = 5) -> float:
-    """What this machine's matrix product reaches now, a second: bfloat16 on a GPU, float32 on a CPU."""
-    gpu = torch.cuda.is_available()
-    x = torch.randn(size, size, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        (x @ x)[0, 0].item()  # waits for the GPU
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
 
 
 def _cost(name: str, part: nn.Module, meter: Meter, state: Mapping[Tensor, int]) -> PartCost:
