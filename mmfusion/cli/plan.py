@@ -71,7 +71,7 @@ def _budget(options: argparse.Namespace) -> Budget:
     with open_dict(cfg):
         for key in ("root", "tokenizer"):  # a recipe can be counted before there is data
             if OmegaConf.is_missing(cfg.data, key):
-                cfg.data[key] = "(no data)"
+                cfg.data[key] = "nowhere"
     tree = settled(cfg)
     wanted = ("model", "objective", "optim", "scheduler", "parameters")
     given = config.build_arguments({name: tree[name] for name in wanted}, train)
