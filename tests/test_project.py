@@ -16,7 +16,7 @@ import mmfusion
 from mmfusion.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-LATE = ("training", "evaluation", "api", "report", "cli", "config", "runs", "checkpoint")
+LATE = ("training", "evaluation", "api", "report", "cli", "config", "runs", "checkpoint", "plan")
 # Who may not import what; DESIGN: types <- data, models, objectives <- training, evaluation, api <- report, cli.
 _CONFIGURATION = ("hydra", "omegaconf", "wandb")
 _TRAINING = (*_CONFIGURATION, "lightning", "webdataset")

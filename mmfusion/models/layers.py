@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mmfusion.models.attention.cache import Cache, LayerCache
 from mmfusion.models.attention.executors import EXECUTORS, Executor, ExecutorName
@@ -193,3 +195,17 @@ def one_part_a_row(valid: Tensor, position: Tensor | None = None) -> Places:
     """Places[P, N] for encoders: a part's valid patches are one document, its padding is another."""
     document = torch.where(valid, 0, -1)
     return Places(document, torch.zeros_like(document) if position is None else position)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated layers below `module`, in order: what any module keeps as `blocks`, as timm's models do too."""
+    return [block for inner in module.modules() for name, many in inner.named_children() if name == "blocks"
+            for block in many.children()]  # fmt: skip
+
+
+def recompute(block: nn.Module) -> None:
+    """Keep no activations of a block for backward but its inputs; it runs once more there (Chen et al. 1604.06174).
+
+    Its forward is replaced, not wrapped in a module, so that names of weights stay; call it once.
+    """
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmfusion.models.decoder import Decoder
 from mmfusion.models.fusion.prefix import Prefix
+from mmfusion.models.layers import blocks, recompute
 from mmfusion.types import MODALITIES, Batch, Modality, Outputs, Patches, Tokens
 
 
@@ -47,6 +48,15 @@ class MultimodalModel(nn.Module):
         for part in (self.encoders, self.heads):
             if modality in part:
                 part[modality].requires_grad_(False)
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers in order, encoders' first: what is sharded, compiled and recomputed one by one."""
+        return blocks(self)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute every block in backward instead of keeping what is inside: less memory, a forward's time more."""
+        for block in self.blocks():
+            recompute(block)
 
     def forward(self, batch: Batch) -> Outputs:
         """Everything that objectives read."""
