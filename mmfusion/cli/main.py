@@ -20,7 +20,7 @@ VERBS = (
     "train", "evaluate", "generate", "embed",
     "data pack", "data show", "data stats",
     "runs ls", "runs show", "runs best", "compare",
-    "config", "plan",
+    "plan", "config",
 )  # fmt: skip
 GROUPS = {  # the first word of verbs of two words, and what it is about
     "data": "make shards of your own data, and look into them",
