@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     what = "run or checkpoint folders, quoted patterns of them; then evaluation=NAME, evaluation.TASK.KEY=VALUE"
-    parser.add_argument("given", nargs="+", metavar="RUN_OR_DIR", help=what)
+    parser.add_argument("overrides", nargs="+", metavar="RUN_OR_DIR", help=what)
     parser.add_argument("--data-root", metavar="FOLDER", help="shards to evaluate on (those the run was trained on)")
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test")
     parser.add_argument("--task", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
     configs = Path(options.config_dir) if options.config_dir else None
     about = asked(
-        options.given,
+        options.overrides,
         root=Path(options.data_root) if options.data_root else None,
         only=options.task,
         config_dir=configs,

@@ -59,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, more = parser.parse_known_args(["runs", "ls"] if given == ["runs"] else given)
-    if more and ("given" not in options or any(one.startswith("-") for one in more)):
+    overrides: list[str] | None = getattr(options, "overrides", None)
+    if more and (overrides is None or any(one.startswith("-") for one in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if more:  # overrides after a flag, which argparse leaves over
-        options.given += more
+        options.overrides += more
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
 

@@ -101,10 +101,8 @@ def _from_csv(data: bytes, part: Part, tag: str) -> Part:
     if missing := [name for name in wanted if name not in table.names]:
         raise SkipSample("channels", f"no column {missing[0]!r}, only {', '.join(table.names)}")
     at = [table.names.index(name) for name in wanted]
-    given = part.units * len(wanted) if len(part.units) == 1 else part.units or ("",) * len(wanted)
-    if len(given) != len(wanted):
-        raise SkipSample("units", f"{len(given)} for {len(wanted)} channels")
-    units = tuple(table.units[i] or unit for i, unit in zip(at, given, strict=True))
+    given = part.units * len(wanted) if len(part.units) == 1 else part.units
+    units = tuple(table.units[i] or (given[n] if n < len(given) else "") for n, i in enumerate(at))
     start_s = part.start_s + table.start_s
     known = dataclasses.replace(part, channels=wanted, units=units if all(units) else (), start_s=start_s)
     return series_part(table.values[:, at], known, tag, table.times)
