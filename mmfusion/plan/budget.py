@@ -33,7 +33,7 @@ SHARDED = ("ModelParallelStrategy", "FSDPStrategy")  # the strategies that divid
 
 @dataclass(frozen=True)
 class Layout:
-    """How a step is dealt: each of `devices` takes `accumulate` micro-batches of `samples`; weights `sharded` or copied."""
+    """How a step is dealt: each of `devices` takes `accumulate` micro-batches of `samples`; are weights `sharded`?"""
 
     devices: int
     accumulate: int
