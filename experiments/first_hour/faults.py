@@ -60,7 +60,7 @@ CASES = (
          r"nothing is left to train"),
     Case("precision unknown", "train trainer.precision=17 {new} {small}", r"[Pp]recision"),
     Case("vocabulary too small", "train model.decoder.vocab=100 {new} {small}", r"model.decoder.vocab=100: .*8192"),
-    Case("configuration folder missing", "train --config-dir {nowhere}", r"--config-dir .*nowhere: no such folder"),
+    Case("configuration folder missing", "train --config-dir {nowhere}", r"nowhere: no such folder"),
     Case("own class misspelt key", "train --config-dir {own}/my_conf model/image=mine model.encoders.image.widht=64",
          r"model.encoders.image.widht: MyEncoder has no such argument; did you mean 'width'"),
     Case("own package missing", "train model.encoders.image._target_=my_lost_pkg.Encoder",
@@ -148,7 +148,7 @@ class World:
         _write(home / "table" / "splits.csv", "image,text,split\n" + rows)
         shutil.copytree(home / "shards", home / "cut")
         for tar in (home / "cut").rglob("*.tar"):
-            tar.write_bytes(tar.read_bytes()[:-1500])
+            tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
         np.save(home / "cube.npy", np.zeros((4, 2, 3), np.float32))
         np.save(home / "flat.npy", np.zeros((40, 2), np.float32))
 

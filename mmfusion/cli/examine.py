@@ -103,7 +103,8 @@ def _ended(done: Mapping[str, Evaluation], rows: Sequence[Mapping[str, Any]], ou
         reasons = ", ".join(f"{reason} ({n})" for reason, n in skipped.items())
         print(f"parts that could not be read: {reasons}", file=sys.stderr)
     if not rows:
-        print("mmfusion: no task could be asked on these shards", file=sys.stderr)
+        told = "; ".join(f"{task}: {reason}" for task, reason in next(iter(done.values())).left_out.items())
+        print(f"mmfusion: no task could be asked on these shards ({told})", file=sys.stderr)
         return 1
     if out:
         runs.write(out / "metrics.json", json.dumps(rows, indent=1, ensure_ascii=False))

@@ -76,6 +76,8 @@ def _run_one(cfg: DictConfig) -> int:
     try:
         if resuming:
             runs.refuse_running(folder)
+            if not (folder / "report.html").exists():
+                runs.require_points(folder)
         else:
             made = runs.create(folder)
     except runs.RunError as error:

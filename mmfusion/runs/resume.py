@@ -21,6 +21,15 @@ def resume_points(run: Path) -> list[Path]:
     return sorted(points, key=step_of, reverse=True)
 
 
+def require_points(run: Path) -> list[Path]:
+    """`resume_points`; raises RunError if the folder is no run or holds none."""
+    if not (run / "config.yaml").is_file():
+        raise RunError(f"resume={run}: no run folder (it has no config.yaml)")
+    if points := resume_points(run):
+        return points
+    raise RunError(f"resume={run}: no resume point was saved yet; start the run again")
+
+
 def newest_good(run: Path) -> Path:
     """The newest resume point that can be read whole; broken ones are named on stderr and passed over.
 
@@ -28,11 +37,7 @@ def newest_good(run: Path) -> Path:
     """
     import torch
 
-    if not (run / "config.yaml").is_file():
-        raise RunError(f"resume={run}: no run folder (it has no config.yaml)")
-    points = resume_points(run)
-    if not points:
-        raise RunError(f"resume={run}: no resume point was saved yet; start the run again")
+    points = require_points(run)
     for point in points:
         try:
             with zipfile.ZipFile(point) as parts:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -97,10 +100,25 @@ class TrainingModule(pl.LightningModule):
         self._groups.hold(self)
         if self._start:
             self._start(self.model)
+        if self._recompute:
+            self.model.checkpoint_activations()
+        if self._compiled:
+            for block in self.model.blocks():  # the whole would break at every mask and compile anew for every batch
+                block.compile(dynamic=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = apply_shares(self._optimizer(self._groups(self)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning does without autocast: under it a fused optimizer is refused, for the sake of a loss scaler that
+        bf16 does not have."""
+        plugin = self.trainer.precision_plugin
+        scaled = getattr(plugin, "scaler", None) is not None
+        clip = plugin.clip_gradients if scaled else partial(Precision.clip_gradients, plugin)
+        clip(optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(gradient_clip_algorithm or "norm"))
 
     def on_fit_start(self) -> None:
         data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
