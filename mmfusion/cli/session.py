@@ -206,10 +206,8 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     config.check(tree, train, config.interpolated(cfg))
     if given := [name for name in TRAINER if name in tree["trainer"]]:
         raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
-    if str(tree["trainer"].get("precision")) in ("bf16-true", "16-true"):
-        raise ConfigError(
-            [f"trainer.precision: {tree['trainer']['precision']} would halve times and places too; set bf16-mixed"]
-        )
+    if (precision := tree["trainer"].get("precision")) in ("bf16-true", "16-true"):
+        raise ConfigError([f"trainer.precision: {precision} would halve times and places too; set bf16-mixed"])
     _try_optimizer(tree)
     if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
