@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread for each of pytest's workers, before torch counts them
 
 import pytest
 import tiny_run as tiny

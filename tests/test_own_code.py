@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import mmfusion
 from mmfusion import checkpoint
 from mmfusion.checkpoint import CheckpointError
-from mmfusion.cli.flags import find_own_code
+from mmfusion.cli.flags import own_code_found
 from mmfusion.cli.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -181,10 +181,11 @@ def test_a_class_that_nothing_can_import_says_where_to_put_it(monkeypatch: pytes
 
 def test_own_folders_are_looked_into_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = list(sys.path)
-    monkeypatch.setattr(sys, "path", list(before))
     monkeypatch.chdir(tmp_path)
-    find_own_code(argparse.Namespace(overrides=[]))
-    find_own_code(argparse.Namespace(config_dir=None, allow=[]))
+    for nothing in (argparse.Namespace(overrides=[]), argparse.Namespace(config_dir=None, allow=[])):
+        with own_code_found(nothing):
+            assert sys.path == before
+    own = argparse.Namespace(config_dir=os.path.join("below", "my_conf"), allow=["my_pkg.MyEncoder"])
+    with own_code_found(own):
+        assert sys.path == [*before, str(tmp_path / "below"), str(tmp_path)]
     assert sys.path == before
-    find_own_code(argparse.Namespace(config_dir=os.path.join("below", "my_conf"), allow=["my_pkg.MyEncoder"]))
-    assert sys.path == [*before, str(tmp_path / "below"), str(tmp_path)]

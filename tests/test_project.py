@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import glob
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 import mmfusion
+from experiments.first_hour import own_data
 from mmfusion.cli.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -73,44 +77,80 @@ def test_version_and_entry_point() -> None:
 
 def readme_commands() -> list[str]:
     lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [line.split("#")[0].strip() for line in lines if line.startswith("    ") and "uv run" in line]
+    commands = [line.split("  #")[0].strip() for line in lines if line.startswith("    ") and "uv run" in line]
     return [command.split("uv run ", 1)[1] for command in commands]
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path) -> dict[str, Path]:
+    """What the README's commands name, made small: own files, their shards, a run on them, the quickstart's run."""
+    folder = tmp_path_factory.mktemp("home")
+    table = own_data.make(folder / "own", 0.02)
+    shutil.copy(next((folder / "own" / "images").glob("*.png")), folder / "own" / "IMG (1).png")
+    small = ["debug=one_step", "evaluation=none", "data.workers=0", "data.batch_size=16"]
+    assert main(["data", "pack", str(table), str(folder / "shards")]) == 0
+    given = ["data=shards", f"data.root={folder / 'shards'}", f"paths.run={folder / 'runs' / 'mine'}"]
+    assert main(["train", *given, *small]) == 0
+    shutil.copytree(one_step_run, folder / "runs" / "quickstart" / "TIME")
+    names = ("own", "shards", "runs/mine", "runs/quickstart/TIME", "runs", "stats.html", "samples.html", "schema.json",
+             "embeddings.parquet")  # fmt: skip
+    return {name: folder / name for name in names}
+
+
+def at_home(word: str, home: Mapping[str, Path]) -> str:
+    """A word of a command with the file that it names at its place under `home`."""
+    key, equals, value = word.rpartition("=")
+    for name, path in home.items():
+        if value == name or value.startswith(f"{name}/"):
+            return f"{key}{equals}{path}{value.removeprefix(name)}"
+    return word
+
+
 @pytest.mark.parametrize("command", readme_commands())
-def test_every_command_of_the_readme_runs(command: str, one_step_run: Path, tmp_path: Path) -> None:
-    program, *arguments = command.split()
+def test_every_command_of_the_readme_runs(
+    command: str, home: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, *arguments = shlex.split(command)
     if program == "pytest":
         ended = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=ROOT, capture_output=True)
         assert ended.returncode == 0
         return
     assert program == "mmfusion"
-    arguments = [a.replace("runs/quickstart/TIME", str(one_step_run)) for a in arguments]
     if "-m" in arguments:
         pytest.skip("a sweep as a real process is in tests/cli/test_train.py")
-    if arguments[0] == "train" and not any(a.startswith(("resume=", "debug=")) for a in arguments):
-        arguments += ["debug=one_step", "evaluation=none", "data.workers=0", f"paths.run={tmp_path / 'run'}"]
-    if "debug=one_step" in arguments and len(arguments) == 2:
-        return  # this very command made `one_step_run`
-    assert main(arguments) == 0
+    out = {name: tmp_path / name for name in ("stats.html", "samples.html", "schema.json", "embeddings.parquet")}
+    places = {**home, **out, **({"shards": tmp_path / "shards"} if arguments[:2] == ["data", "pack"] else {})}
+    words = [at_home(word, places) for word in arguments]
+    words = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
+    if words[0] == "train" and not any(word.startswith("resume=") for word in words):
+        words = [word for word in words if not word.startswith(("paths.run=", "steps="))]
+        words += ["evaluation=none", "data.workers=0", "data.batch_size=16", f"paths.run={tmp_path / 'run'}"]
+        words += [] if "debug=one_step" in words else ["debug=one_step"]
+    if words[0] == "runs":
+        words = ["runs", "ls"] if len(words) == 1 else words
+        words += [] if words[1] == "show" else [str(home["runs"])]
+    if words[0] == "compare":
+        words += ["--out", str(tmp_path / "compare.html")]
+    assert main(words) == 0
 
 
-@pytest.mark.slow  # five full runs: 20 minutes on two cores
-@pytest.mark.timeout(5400)
+@pytest.mark.slow  # several full runs: half an hour on two cores
+@pytest.mark.timeout(7200)
 def test_the_readme_in_full(tmp_path: Path) -> None:
     """Its commands one after another as real processes in a clone, as a reader would type them."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    table = own_data.make(clone / "own")
+    shutil.copy(next((table.parent / "images").glob("*.png")), clone / "own" / "IMG (1).png")
     for command in readme_commands():
-        program, *arguments = command.split()
+        program, _, arguments = command.partition(" ")
         if program != "mmfusion":
             continue
         if "runs/quickstart/TIME" in command:
             newest = max((clone / "runs" / "quickstart").glob("*/config.yaml")).parent  # a sweep's folder has none
-            arguments = [a.replace("runs/quickstart/TIME", str(newest)) for a in arguments]
-        ended = subprocess.run(
-            [sys.executable, "-m", "mmfusion.cli.main", *arguments], cwd=clone, capture_output=True, text=True
-        )
+            arguments = arguments.replace("runs/quickstart/TIME", str(newest))
+        typed = f"{shlex.quote(sys.executable)} -m mmfusion.cli.main {arguments}"
+        ended = subprocess.run(typed, shell=True, cwd=clone, capture_output=True, text=True)
         assert ended.returncode == 0, f"{command}: {ended.stderr}"
         assert "Traceback" not in ended.stderr
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,19 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def find_own_code(options: argparse.Namespace) -> None:
-    """Lets Python find a package that is not installed: next to `--config-dir`, and here where `--allow` names a class.
+@contextmanager
+def own_code_found(options: argparse.Namespace) -> Iterator[None]:
+    """Python finds a package that is not installed: next to `--config-dir`, and here where `--allow` names a class.
 
     These folders come last, so that nothing in them stands before what is installed.
     """
+    before = list(sys.path)
     given = getattr(options, "config_dir", None)
     folders = [Path(given).resolve().parent] if given else []
     if getattr(options, "allow", None):
         folders.append(Path.cwd())
     sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

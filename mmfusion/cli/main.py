@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from mmfusion.cli.flags import find_own_code
+from mmfusion.cli.flags import own_code_found
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letters shows their numbers
         sys.stdout.reconfigure(errors="backslashreplace")
-    find_own_code(options)
     try:
-        return options.run(options)
+        with own_code_found(options):
+            return options.run(options)
     except ConfigError as error:
         for problem in error.problems:
             print(f"mmfusion: {problem}", file=sys.stderr)

@@ -15,7 +15,7 @@ from annotated_types import Gt
 
 from mmfusion.data.pipeline import concept_of
 from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, identity
-from mmfusion.evaluation.signals import class_names, classify, labelled
+from mmfusion.evaluation.signals import Labelled, class_names, classify, labelled
 from mmfusion.evaluation.together import Pair, cluster_of, lacks, media_of, nearest_of, together, words
 from mmfusion.evaluation.wording import chrf, exact
 from mmfusion.types import Part
@@ -135,13 +135,16 @@ def classes(
     """For each label and each modality: which of the class names a part is nearest to, in the shared space alone.
 
     `labels` that are asked about; by default all that have 2 to `most_classes` classes, but for subjects and speakers,
-    which are nobody's names. A class is called what most of its training samples' texts call it, else by its label.
-    Beside it stands a logistic regression on simple features of training parts; chance is always the commonest class.
+    which are nobody's names; of labels that divide the parts alike, one. A class is called what most of its training
+    samples' texts call it, else by its label. Beside it stands a logistic regression on simple features of training
+    parts; chance is always the commonest class.
     """
     bench.require("text")
     asked_of = bench.samples(bench.split, source, most)
     train_of = bench.samples("train", source, most)
-    known = sorted({label for sample in asked_of for label in sample.labels} - {"subject", "speaker"})
+    known = {label for sample in asked_of for label in sample.labels} - {"subject", "speaker"}
+    known = sorted(known, key=lambda label: (label == "concept", label))  # often another label once more
+    divided: set[tuple[int, ...]] = set()
     outcomes: list[Outcome] = []
     shown: Retrieval | None = None
     for label, modality in itertools.product(known if labels is None else labels, media_of(bench)):
@@ -149,8 +152,10 @@ def classes(
         learnt = train if train_of else asked
         called = class_names(learnt, words, least=0.5)
         asked = [item for item in asked if item.label in called]
-        if not asked or not 2 <= len(called) <= min(most_classes, len(learnt) // 2):
+        division = _division(asked)
+        if not asked or division in divided or not 2 <= len(called) <= min(most_classes, len(learnt) // 2):
             continue
+        divided.add(division)
         clusters = tuple(cluster_of(item.sample, item.part) for item in asked)
         outcome, found = classify(
             bench, asked, train, called, clusters,
@@ -162,6 +167,12 @@ def classes(
         among = f"; its labels are {', '.join(known)}" if known else ", which has no labels"
         raise Lacking(f"no label with 2 to {most_classes} classes in split {bench.split!r}{among}")
     return Result(tuple(outcomes), shown)
+
+
+def _division(items: Sequence[Labelled]) -> tuple[int, ...]:
+    """Which parts are together, whatever their label is called: each part's identity and the first one like it."""
+    first: dict[str, int] = {}
+    return tuple(n for i, item in enumerate(items) for n in (id(item.part), first.setdefault(item.label, i)))
 
 
 # ------------------------------------------------------------------------------------------------------------- captions

@@ -129,7 +129,8 @@ def test_every_logger_gets_the_same_names_and_the_exhibits_and_no_secret_is_kept
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("MY_KEY", SECRET)
     run = tmp_path / "run"
-    loud = ["logger=[csv,tensorboard,wandb]", "callbacks.exhibit.every_n=1", "logger.wandb.notes=${oc.env:MY_KEY}"]
+    loud = ["logger=[csv,tensorboard,wandb]", "callbacks.exhibit.every_n=1", "trainer.val_check_interval=2",
+            "logger.wandb.notes=${oc.env:MY_KEY}"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["mmfusion", "train", "logger.wandb.api_key=" + SECRET, *loud])
     assert train(run, "steps=2", *[o for o in loud if "notes" not in o]) == 0
 

@@ -41,7 +41,7 @@ def test_the_last_of_files_and_command_line_is_named() -> None:
     assert found["weight_decay: 0.1"] == found["pixels: 9"] == "command line"
     assert found["_target_: mmfusion.data.decode.Limits"] == "conf/data/shards.yaml"
     assert found["total_steps: 100"] == "conf/scheduler/cosine.yaml ← steps"
-    assert found["patch_bands: 64"] == "conf/data/shards.yaml ← model.encoders.audio.bands"
+    assert found["patch_bands: 64"] == "conf/model/audio/spectrogram.yaml ← model.encoders.audio.bands"
     assert found["data:"] == ""
 
 
