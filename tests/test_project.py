@@ -120,7 +120,7 @@ def test_every_command_of_the_readme_runs(
         pytest.skip("a sweep as a real process is in tests/cli/test_train.py")
     out = {name: tmp_path / name for name in ("stats.html", "samples.html", "schema.json", "embeddings.parquet")}
     places = {**home, **out, **({"shards": tmp_path / "shards"} if arguments[:2] == ["data", "pack"] else {})}
-    words = [at_home(word, places) for word in arguments]
+    words = [arguments[0], *(word if word == "data=shards" else at_home(word, places) for word in arguments[1:])]
     words = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
     if words[0] == "train" and not any(word.startswith("resume=") for word in words):
         words = [word for word in words if not word.startswith(("paths.run=", "steps="))]

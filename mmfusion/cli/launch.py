@@ -97,6 +97,9 @@ def _run_one(cfg: DictConfig) -> int:
         runs.mark(folder, "failed", message=_one_line(error))
         _tell(error, _way_on(folder, made, again))
         return 1
+    finally:
+        if wandb := sys.modules.get("wandb"):  # each run of a sweep is one of its own
+            wandb.finish()
     return 0
 
 
