@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -71,6 +71,7 @@ def train(
     paths: Paths,
     parameters: ParameterGroups,
     weights: Mapping[str, Annotated[float, Ge(0)]] | None = None,
+    keep: Literal["last", "best"] = "last",
     compile: bool = False,
     gradient_checkpointing: bool = False,
     checkpoint: str | None = None,
@@ -78,6 +79,7 @@ def train(
 ) -> None:
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
 
+    The checkpoint has the last weights, or the `best`: those of the lowest validation loss.
     `tree` is the resolved configuration that goes into the checkpoint; everything else is built from it. Raises
     KeyboardInterrupt or SIGTERMException where a signal ended the training.
     """
@@ -127,7 +129,29 @@ def train(
     if not fitter.global_step:
         return  # a callback had something else to do, such as finding a learning rate
     print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
-    _finish(tree, run, module, data, evaluation, fitter.global_step, seconds)
+    step = choose_weights(fitter, module, keep)
+    _finish(tree, run, module, data, evaluation, step, seconds)
+
+
+def choose_weights(fitter: pl.Trainer, module: pl.LightningModule, keep: Literal["last", "best"]) -> int:
+    """The step whose weights the module holds afterwards; says where validation was better before the end."""
+    saved = [c for c in fitter.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/loss"]
+    best = saved[0] if saved and saved[0].best_model_score is not None else None
+    if best is None:
+        if keep == "best":
+            print("keep=best: nothing was validated, the last weights are kept", flush=True)
+        return fitter.global_step
+    lowest, last = float(best.best_model_score or 0), float(fitter.callback_metrics["val/loss"])
+    if keep == "best":
+        found = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(found["state_dict"])
+        print(f"kept the weights of step {found['global_step']}, validation loss {lowest:.3f}", flush=True)
+        return int(found["global_step"])
+    if last > 1.02 * lowest:
+        step = Path(best.best_model_path).stem.rpartition("=")[2]
+        told = f"validation loss was {lowest:.3f} at step {step} and is {last:.3f} now"
+        print(f"{told}: keep=best keeps those weights, callbacks=[default,early_stopping] stops there", flush=True)
+    return fitter.global_step
 
 
 def _finish(

@@ -100,6 +100,28 @@ def test_it_stops_early_and_keeps_as_many_of_the_best_as_asked(
     assert runs.step_of(runs.resume_points(run)[0]) == 3  # the last point is the run's end
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_best_weights_are_those_that_were_validated(
+    averaged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    worse = [
+        "steps=3",
+        "trainer.val_check_interval=1",
+        "optim.lr=0.3",
+        "scheduler=constant",
+        "scheduler.warmup_steps=0",
+    ]
+    ema = ["callbacks=[default,ema]", "callbacks.ema.decay=0.5"] if averaged else []
+    assert train(run, *worse, *ema) == 0
+    assert "keep=best keeps those weights" in capsys.readouterr().out
+    assert train(tmp_path / "best", *worse, *ema, "keep=best") == 0
+    assert "kept the weights of step 1" in capsys.readouterr().out
+    assert train(tmp_path / "one", *worse, *ema, "steps=1") == 0
+    one, best = weights(tmp_path / "one"), weights(tmp_path / "best")
+    assert all(torch.equal(one[name], best[name]) for name in one)
+
+
 def test_the_rate_finder_suggests_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train(run, "debug=find_lr", "callbacks.find_lr.steps=22", "data.batch_size=4") == 0

@@ -16,7 +16,7 @@ from mmfusion.data.decode import decode_part
 from mmfusion.data.format import dump_sample, parse_sample
 from mmfusion.data.pack.draft import Draft
 from mmfusion.data.pack.keys import Keys
-from mmfusion.types import DataError, Part, Sample, SkipSample
+from mmfusion.types import DataError, Modality, Part, Sample, SkipSample
 
 _THREADS = 16
 _EPOCH_S = 1e6  # clocks that begin later than this count from somewhere else than the recording's start
@@ -38,12 +38,13 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Good:
-    """A draft that can be packed, with its final key, its files' digests and what it takes in a tar."""
+    """A draft that can be packed, with its final key, its files' digests, what it takes in a tar, its modalities."""
 
     draft: Draft
     key: str
     digests: tuple[str, ...]
     bytes: int
+    kinds: tuple[Modality, ...] = ()
 
 
 def check_all(
@@ -86,7 +87,7 @@ def _check(asked: tuple[Draft, str]) -> Good | Skipped:
         return Skipped(draft.row, key, file, error.reason, str(error).removeprefix(error.reason).removeprefix(": "))
     except (DataError, ValueError) as error:
         return Skipped(draft.row, key, file, "cannot be packed", str(error))
-    return Good(draft, key, tuple(digests), size)
+    return Good(draft, key, tuple(digests), size, tuple(part.type for part in parts))
 
 
 def sample_of(draft: Draft, key: str, parts: Sequence[Part], source: str | None = None) -> Sample:

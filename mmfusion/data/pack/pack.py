@@ -56,7 +56,8 @@ def pack(
         refuse_too_many(skipped, found.total, max_skipped)
         named = {item.draft.split for item in good if item.draft.split}
         shares = _shares(found, named, validation, test)
-        splits, notes = deal([item.draft for item in good], [item.digests for item in good], shares)
+        digests, kinds = [item.digests for item in good], [item.kinds for item in good]
+        splits, notes = deal([item.draft for item in good], digests, shares, kinds)
         print(*_told(found, named, shares), *notes, sep="\n", flush=True)
         entries = write_shards(
             draft,

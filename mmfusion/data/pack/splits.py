@@ -16,13 +16,16 @@ _Groups = Mapping[str, Sequence[int]]  # the numbers of the samples of each grou
 
 
 def deal(
-    drafts: Sequence[Draft], digests: Sequence[Sequence[str]], shares: Mapping[Split, float]
+    drafts: Sequence[Draft],
+    digests: Sequence[Sequence[str]],
+    shares: Mapping[Split, float],
+    kinds: Sequence[Sequence[str]] = (),
 ) -> tuple[list[Split], list[str]]:
     """The split of each draft, and what to tell.
 
-    `digests` of each draft's files; `shares` of the splits that are made: of everything where the source names no
-    split, else of its train. Where there are groups enough every split has some, of every concept that has groups of
-    its own and more of them than there are splits.
+    `digests` of each draft's files; `kinds` its modalities; `shares` of the splits that are made: of everything where
+    the source names no split, else of its train. Every split has some of every concept and of every modality that
+    stands in more groups than there are splits.
     """
     notes: list[str] = []
     splits: list[Split] = [draft.split or "train" for draft in drafts]
@@ -33,7 +36,7 @@ def deal(
         free = [i for i, split in enumerate(splits) if split == "train"]
         groups = _groups([drafts[i] for i in free], [digests[i] for i in free])
         groups = {name: [free[i] for i in numbers] for name, numbers in groups.items()}
-        dealt = _dealt(groups, _strata(groups, drafts), shares)
+        dealt = _dealt(groups, _strata(groups, drafts, kinds), shares)
         for name, split in dealt.items():
             for i in groups[name]:
                 splits[i] = split
@@ -70,14 +73,16 @@ def _groups(drafts: Sequence[Draft], digests: Sequence[Sequence[str]]) -> _Group
     return groups
 
 
-def _strata(groups: _Groups, drafts: Sequence[Draft]) -> dict[str, list[str]]:
-    """The groups of each concept; those of several concepts or none are left out."""
-    strata: dict[str, list[str]] = defaultdict(list)
+def _strata(groups: _Groups, drafts: Sequence[Draft], kinds: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The groups in which each concept stands, and each modality."""
+    strata: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, numbers in groups.items():
-        concepts = {drafts[i].labels.get("concept") for i in numbers}
-        if len(concepts) == 1 and (concept := concepts.pop()) is not None:
-            strata[concept].append(name)
-    return strata
+        concepts = {concept for i in numbers if (concept := drafts[i].labels.get("concept"))}
+        found = {("concept", concept) for concept in concepts}
+        found |= {("modality", kind) for i in numbers for kind in (kinds[i] if kinds else ())}
+        for stratum in sorted(found):
+            strata[stratum].append(name)
+    return [strata[stratum] for stratum in sorted(strata)]
 
 
 def _place(group: str) -> float:
@@ -85,7 +90,7 @@ def _place(group: str) -> float:
     return stable_hash("split", group) / 2**63
 
 
-def _dealt(groups: _Groups, strata: Mapping[str, list[str]], shares: Mapping[Split, float]) -> dict[str, Split]:
+def _dealt(groups: _Groups, strata: Sequence[list[str]], shares: Mapping[Split, float]) -> dict[str, Split]:
     dealt: dict[str, Split] = {}
     for name in groups:
         place, dealt[name] = _place(name), "train"
@@ -94,7 +99,7 @@ def _dealt(groups: _Groups, strata: Mapping[str, list[str]], shares: Mapping[Spl
                 dealt[name] = split
             place -= share
     wanted: list[Split] = ["train", *shares]
-    for names in strata.values():
+    for names in strata:
         if len(names) > len(wanted):
             _fill(names, dealt, wanted)
     _fill(list(groups), dealt, wanted)

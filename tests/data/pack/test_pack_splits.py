@@ -83,6 +83,19 @@ def test_every_class_is_in_every_split_of_a_small_set(n: int) -> None:
     assert notes == []
 
 
+def test_a_modality_and_the_classes_of_a_few_subjects_are_in_every_split_of_many_pictures() -> None:
+    subjects = [f"s{i % 6}" for i in range(60)]
+    classes = [f"move {i // 12}" for i in range(60)]
+    made = [*drafts(800), *drafts(60, group=subjects, concept=classes)]
+    kinds = [*[("image", "text")] * 800, *[("sensor", "text")] * 60]
+    splits, notes = deal(made, files(860), SHARES, kinds)
+    assert notes == []
+    of = {split: {s for s, where in zip(subjects, splits[800:], strict=True) if where == split} for split in splits}
+    assert set(of) == {"train", "validation", "test"}
+    assert sum(map(len, of.values())) == 6  # no subject in two
+    assert min(map(len, of.values())) >= 1
+
+
 def test_classes_of_too_few_files_are_told() -> None:
     splits, notes = deal(drafts(40, concept=[f"c{i // 2}" for i in range(40)]), files(40), SHARES)
     missing = 20 - Counter(splits)["test"]
