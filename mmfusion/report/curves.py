@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -68,8 +69,8 @@ def of_sources(names: set[str]) -> set[str]:
 
 def by_source(columns: Mapping[str, Points]) -> list[Markup]:
     names = {name.removeprefix("val/") for name in columns if name.startswith("val/")}
-    parents = sorted({name.rpartition("/")[0] for name in of_sources(names)})
-    return [_together(columns, f"val/{parent}/", parent, log=True) for parent in parents]
+    sources = Counter(name.rpartition("/")[0] for name in of_sources(names))
+    return [_together(columns, f"val/{parent}/", parent, log=True) for parent in sorted(sources) if sources[parent] > 1]
 
 
 def health(columns: Mapping[str, Points]) -> list[Markup]:

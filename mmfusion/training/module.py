@@ -85,6 +85,7 @@ class TrainingModule(pl.LightningModule):
         self._seed, self._groups, self._start = seed, parameters or ParameterGroups(), start
         self._compiled, self._recompute = compiled, recompute
         self.told: dict[str, float] = {}
+        self._trained: dict[str, Mean] = defaultdict(Mean)
         self._validated: dict[tuple[str, str], Mean] = defaultdict(Mean)
 
     def configure_model(self) -> None:
@@ -186,20 +187,25 @@ class TrainingModule(pl.LightningModule):
             )
         if self.logs_now:
             for label, part in (item for parts in losses.values() for item in parts.items()):
-                self.log(f"train/{label}", part.sum.detach() / max(1, part.count), batch_size=len(batch.keys))
+                self._trained[label].add(float(part.sum.detach()), part.count)
                 for source, (loss, count) in by_source(part, batch).items():
-                    self.told[f"train/{label}/{source}"] = loss / count
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.keys))
+                    self._trained[f"{label}/{source}"].add(loss, count)
+        begins = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._loss = total.detach() + (0 if begins else self._loss)  # a micro-batch has its share of the step's loss
+        self.log("train/loss", self._loss, prog_bar=True, batch_size=len(batch.keys))
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         # DDP averages over ranks and Lightning divides by the accumulation, but the count is already a global one.
         return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """What was gathered for a logged step; `log` would tell the last value again where a step has none."""
-        if self.told and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            for logger in self.trainer.loggers:
-                logger.log_metrics(self.told, self.global_step - 1)
-            self.told.clear()
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        self.told.update({f"train/{label}": mean.value for label, mean in self._trained.items() if mean.count})
+        for logger in self.trainer.loggers if self.told else ():
+            logger.log_metrics(self.told, self.global_step - 1)
+        self.told.clear()
+        self._trained.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Counts the losses; the embeddings of the batch's real parts go to the callbacks."""
@@ -215,7 +221,8 @@ class TrainingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         of_objective: dict[str, Mean] = defaultdict(Mean)
         for (name, label), mean in self._validated.items():
-            self.log(f"val/{label}", mean.value)
+            if mean.count:
+                self.log(f"val/{label}", mean.value)
             of_objective[name].add(mean.sum, mean.count)
         total = sum(weight * of_objective[name].value for name, weight in self._weights.items())
         self.log("val/loss", total, prog_bar=True)

@@ -100,6 +100,20 @@ def test_it_stops_early_and_keeps_as_many_of_the_best_as_asked(
     assert runs.step_of(runs.resume_points(run)[0]) == 3  # the last point is the run's end
 
 
+def test_accumulated_batches_are_told_as_one_step(tmp_path: Path) -> None:
+    told = []
+    for batches in (1, 2):
+        run = tmp_path / str(batches)
+        one = ["steps=1", "objective=[captioning]", f"trainer.accumulate_grad_batches={batches}"]
+        assert train(run, *one) == 0
+        told.append(read_history(run / "metrics.csv"))
+    whole, halves = told
+    for name in ("train/loss", "train/captioning", "train/captioning/emoji-google"):
+        assert halves[name][0].tolist() == [0]
+        assert halves[name][1].tolist() == pytest.approx(whole[name][1].tolist(), rel=1e-5)
+    assert whole["train/loss"][1][0] == pytest.approx(whole["train/captioning"][1][0], rel=1e-5)
+
+
 @pytest.mark.parametrize("averaged", [False, True])
 def test_the_best_weights_are_those_that_were_validated(
     averaged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
