@@ -84,11 +84,11 @@ class DataModule(pl.LightningDataModule):
         """Opens the data. Raises DataError if anything about tokenizer, manifest or shards is not as it should be."""
         listed = read_manifest(self.root)  # first: a vocabulary may lie beside it
         self.pipeline = self._make_pipeline(tokenizer=SentencePieceTokenizer(self.tokenizer))
-        verify(self.root)
-        self.train = ShardSet(self.root, "train")
+        indexes = verify(self.root)
+        self.train = ShardSet(self.root, "train", listed, indexes)
         self.order = Order(self.train.sources, self.weights, self.seed)
         has_validation = any(entry.split == "validation" for entry in listed)
-        self.validation = ShardSet(self.root, "validation") if has_validation else None
+        self.validation = ShardSet(self.root, "validation", listed, indexes) if has_validation else None
 
     def train_dataloader(self) -> Iterable[Batch]:
         return StepLoader(self)

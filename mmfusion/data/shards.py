@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -139,15 +140,17 @@ def _present(root: Path, entries: Sequence[ShardEntry]) -> None:
         )
 
 
-def verify(root: Path | str) -> None:
+def verify(root: Path | str) -> dict[str, ShardIndex]:
     """Before training: every shard there, whole, to the byte as the manifest says, and no key in train and elsewhere.
 
-    Raises DataError, naming all missing shards at once, else the first fault. Reads every shard once.
+    The index of each shard by its file, for `ShardSet`. Raises DataError, naming all missing shards at once, else the
+    first fault. Reads every shard once.
     """
     root = Path(root)
     entries = read_manifest(root)
     _present(root, entries)
     seen: dict[str, ShardEntry] = {}
+    indexes: dict[str, ShardIndex] = {}
     for entry in sorted(entries, key=lambda e: e.split != "train"):
         path = root / entry.file
         index = ShardIndex(path)  # before the checksum: its message says what is wrong, not only that something is
@@ -158,11 +161,14 @@ def verify(root: Path | str) -> None:
         _as_listed(path, index, entry)
         if "sensor" in entry.modalities:
             _check_series(index)
+            index.close()
+        indexes[entry.file] = index
         for key in index.keys:
             other = seen.get(key)
             if other is not None and other.split == "train" != entry.split:
                 raise DataError(f"{path}: key {key!r} stands in {other.file} ({other.split}) too; a key has one split")
             seen[key] = entry
+    return indexes
 
 
 def _check_series(index: ShardIndex) -> None:
@@ -320,10 +326,17 @@ class ShardIndex:
 class ShardSet:
     """All shards of one split, one after the other, as a sequence of samples that hold bytes.
 
-    `listed` are the shards below `root` of all splits, those of its manifest where none are given.
+    `listed` are the shards below `root` of all splits, those of its manifest where none are given; `indexes` of files
+    that `verify` has walked already.
     """
 
-    def __init__(self, root: Path | str, split: str, listed: Sequence[ShardEntry] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        listed: Sequence[ShardEntry] | None = None,
+        indexes: Mapping[str, ShardIndex] = MappingProxyType({}),
+    ) -> None:
         root = Path(root)
         listed = read_manifest(root) if listed is None else listed
         self.split = split
@@ -332,7 +345,7 @@ class ShardSet:
             splits = sorted({entry.split for entry in listed})
             raise DataError(f"{root}: no shard of split {split!r}; it has {', '.join(splits)}")
         _present(root, self.entries)
-        self.shards = [ShardIndex(root / entry.file) for entry in self.entries]
+        self.shards = [indexes.get(entry.file) or ShardIndex(root / entry.file) for entry in self.entries]
         for shard, entry in zip(self.shards, self.entries, strict=True):
             _as_listed(shard.path, shard, entry)
         self._starts = [0]
