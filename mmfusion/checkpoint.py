@@ -228,6 +228,9 @@ def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict
     _check_targets(config, folder / CONFIG, names)
     _check_hashes(folder)
     stored = _read_header(folder / WEIGHTS)
+    for key, value in _leaves(config["model"], "model"):  # before so many layers are made
+        if key.endswith(".depth") and isinstance(value, int) and value > len(stored):
+            raise CheckpointError(f"{folder / CONFIG}: {key}: {value} layers, but {len(stored)} tensors are stored")
     try:
         model = build(config["model"], allow=names)
     except ConfigError as error:

@@ -122,7 +122,7 @@ def _tell(error: Exception, way_on: str) -> None:
 
 def _one_line(error: Exception) -> str:
     cause = _cause(error)
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return runs.without_secrets(" ".join(str(cause).split())) or type(cause).__name__
 
 
 def _cause(error: Exception) -> BaseException:
@@ -145,7 +145,7 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
             statuses[label] = _run_one(cfg)
         except ConfigError as error:
             statuses[label] = 2
-            print("\n".join(f"mmfusion: {problem}" for problem in error.problems), file=sys.stderr)
+            print("\n".join(f"mmfusion: {runs.without_secrets(p)}" for p in error.problems), file=sys.stderr)
         except Exception as error:
             statuses[label] = 1
             _tell(error, "")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from mmfusion.cli.flags import own_code_found
@@ -54,6 +57,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a verb as Ctrl-C does, so that nothing half-made stays; `train` hears it in its own way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: object) -> None:
+    print("stopped", file=sys.stderr)
+    raise SystemExit(143)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     parser = _parser()
@@ -66,20 +87,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += more
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
+    from mmfusion.runs.provenance import without_secrets
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letters shows their numbers
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with own_code_found(options):
+        with own_code_found(options), _terminable():
             return options.run(options)
     except ConfigError as error:
         for problem in error.problems:
-            print(f"mmfusion: {problem}", file=sys.stderr)
+            print(f"mmfusion: {without_secrets(problem)}", file=sys.stderr)
         return 2
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output (`| head`) is gone
             return 1
-        print(f"mmfusion: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mmfusion: {without_secrets(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmfusion import checkpoint, config
+from mmfusion import checkpoint, config, runs
 from mmfusion.config import ConfigError
 
 # What may change when a run goes on: nothing that decides which samples are met or what is done with them. (The number
@@ -19,6 +19,7 @@ RUN_ONLY = (
     *("callbacks", "logger", "data.workers", "data.cache_mb"),
 )
 # Packages whose own classes a run folder may name, beside what our configuration files and checkpoints do.
+PLACES = ("dirpath", "save_dir", "root_dir", "folder", "log_dir")  # where callbacks, loggers and profilers write
 FAMILIES = ("torch.optim.", *(f"lightning.pytorch.{name}." for name in ("callbacks", "loggers", "profilers")))
 
 
@@ -54,6 +55,7 @@ def resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> D
         if target not in allow and target not in trusted:
             problem = f"{target!r} is not built from a run folder; if it is yours and you trust it: --allow {target}"
             raise ConfigError([f"{run / 'config.yaml'}: {key}: {problem}"])
+    _check_places(moved, run, {override.split("=")[0] for override in overrides})
     try:
         tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)), {"resume": str(run)})
     except Exception as error:  # YAML's errors and OmegaConf's
@@ -61,7 +63,28 @@ def resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> D
             [f"{' '.join(overrides)}: not of the form key=value ({str(error).splitlines()[0]})"]
         ) from error
     assert isinstance(tree, DictConfig)
+    if "tensorboard" in (tree.get("logger") or {}) and (points := runs.resume_points(run)):
+        tree.logger.tensorboard.purge_step = runs.step_of(points[0])  # what was logged after it is logged again
     return tree
+
+
+def _check_places(tree: dict[str, Any], run: Path, given: Collection[str]) -> None:
+    """Nothing of a run folder writes outside it, and no logger sends anything, unless that is `given` once more."""
+    for group in ("callbacks", "logger", "trainer"):
+        for name, node in (tree.get(group) or {}).items():
+            for key, value in node.items() if isinstance(node, dict) else ():
+                path = f"{group}.{name}.{key}"
+                if path in given:
+                    continue
+                if key in PLACES and isinstance(value, str) and not _inside(value, run):
+                    remedy = f"if you want that: {path}={value}"
+                    raise ConfigError([f"{path}: {value} lies outside the run folder; {remedy}"])
+                if (key, value) == ("offline", False):
+                    raise ConfigError([f"{path}: this run sends its log away; if you want that again: {path}=false"])
+
+
+def _inside(place: str, run: Path) -> bool:
+    return Path(place).resolve().is_relative_to(run.resolve())
 
 
 def ours(tree: object) -> set[str]:

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import Optimizer
@@ -102,7 +102,10 @@ def train(
         recompute=gradient_checkpointing,
     )
     fitter = trainer(
-        max_steps=steps, callbacks=list(callbacks.values()), logger=list(logger.values()), default_root_dir=run
+        max_steps=runs.ended_at(run) or steps,
+        callbacks=list(callbacks.values()),
+        logger=list(logger.values()),
+        default_root_dir=run,
     )
     if fitter.world_size > 1:
         raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
@@ -121,9 +124,9 @@ def train(
     finally:
         torch.set_num_threads(threads)
     data.skips.end()
-    last = run / "resume" / f"step={fitter.global_step}.ckpt"
-    if fitter.global_step and not last.exists():  # the callback saves every so many steps
-        fitter.save_checkpoint(last)
+    if fitter.global_step:
+        fitter.save_checkpoint(run / "resume" / f"step={fitter.global_step}.ckpt")
+        runs.write(run / "resume" / runs.ENDED, f"{fitter.global_step}\n")
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     if not fitter.global_step:
@@ -192,14 +195,14 @@ def _finish(
         counts["parameters that no gradient reached"] = ", ".join(still)
     report.write(
         run / "report.html",
-        title=str(tree["name"]),
+        title=runs.without_secrets(str(tree["name"])),
         facts=report.facts_of(run, steps=steps, seconds=seconds),
         history=run / "metrics.csv",
         evaluation=done,
         examples=report.collect(model, done),
         counts=counts or {"samples skipped in training": "none"},
     )
-    card = report.card(str(tree["name"]), read_manifest(data.root), done.metrics, model)
+    card = report.card(runs.without_secrets(str(tree["name"])), read_manifest(data.root), done.metrics, model)
     checkpoint.write_card(run / "checkpoint", card)
     print(f"evaluated in {seconds['evaluation']:.0f} s\n")
     terminal.show(terminal.metrics(done.metrics))
@@ -220,6 +223,9 @@ def _try_optimizer(tree: Mapping[str, Any]) -> None:
 
 def settled(cfg: DictConfig) -> dict[str, Any]:
     """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    if isinstance(raw, dict) and "${oc.env" in str(raw.get("name")):
+        raise ConfigError(["name: must be plain text: it stands in folders and on pages"])
     try:
         if not cfg.paths.run:
             cfg.paths.run = str(Path(cfg.paths.runs) / cfg.name / runs.timestamp())

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 
 from mmfusion.config.problems import ConfigError
 from mmfusion.config.signatures import hints_of, item_hint, locate, options
-from mmfusion.config.tree import targets
+from mmfusion.config.tree import refuse_interpolations, targets
 
 
 def build(tree: Any, allow: Collection[str] | None = None) -> Any:
@@ -25,6 +25,7 @@ def build(tree: Any, allow: Collection[str] | None = None) -> Any:
                 raise ConfigError(
                     [f"{key}: {target!r} is not built from a checkpoint; if you trust it: --allow {target}"]
                 )
+        refuse_interpolations(tree, nothing=True)
         for key, target in targets(tree):
             locate(target, key.removesuffix("._target_"))
     return instantiate(tree, _convert_="all") if isinstance(tree, (dict, list)) else tree

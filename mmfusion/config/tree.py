@@ -60,13 +60,19 @@ def sources_of(interpolation: str) -> list[str]:
     return re.findall(r"\$\{(oc\.env:\w+|[\w.]+)", interpolation)
 
 
-def refuse_interpolations(tree: object, key: str = "") -> None:
-    """Raises ConfigError for `${…}` other than `${oc.env:NAME}`, which gives a text: others could make nodes unseen."""
+def refuse_interpolations(tree: object, key: str = "", nothing: bool = False) -> None:
+    """Raises ConfigError for `${…}` other than `${oc.env:NAME}`, which gives a text: others could make nodes unseen.
+
+    With `nothing` not even that may stand there, and no key of Hydra's but `_target_` and `_partial_`.
+    """
     if isinstance(tree, (Mapping, list)):
         for name, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-            refuse_interpolations(name, f"{key}.{name}" if key else str(name))
-            refuse_interpolations(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, str) and "${" in re.sub(r"\$\{oc\.env:[^{}]*\}", "", tree):
+            below = f"{key}.{name}" if key else str(name)
+            if nothing and str(name).startswith("_") and name not in ("_target_", "_partial_"):
+                raise ConfigError([f"{below}: not allowed here; remove the line"])
+            refuse_interpolations(name, below, nothing)
+            refuse_interpolations(value, below, nothing)
+    elif isinstance(tree, str) and "${" in (tree if nothing else re.sub(r"\$\{oc\.env:[^{}]*\}", "", tree)):
         raise ConfigError([f"{key}: {tree!r:.100} is not resolved; a run folder holds plain values and ${{oc.env:…}}"])
 
 

@@ -9,6 +9,17 @@ from pathlib import Path
 
 from mmfusion.runs.folder import RunError
 
+ENDED = "ended"  # beside the points: the step that training ended with, planned or stopped early
+
+
+def ended_at(run: Path) -> int | None:
+    """The step that a run's training ended with; None while it has not, or where that step's point is gone."""
+    try:
+        step = int((run / "resume" / ENDED).read_text())
+    except (OSError, ValueError):
+        return None
+    return step if (run / "resume" / f"step={step}.ckpt").is_file() else None
+
 
 def step_of(point: Path) -> int:
     """The optimizer steps done at a resume point."""

@@ -32,7 +32,8 @@ def effective_rank(embeddings: Tensor) -> float:
 
 def padding(batch: Batch) -> dict[str, float]:
     """The share of each stream's patches, and of the rows' places, that hold nothing."""
-    wasted = {name: 1 - float(parts.valid.float().mean()) for name, parts in batch.streams.items()}
+    real = {name: parts.valid[parts.owner >= 0] for name, parts in batch.streams.items()}
+    wasted = {name: 1 - float(valid.float().mean()) for name, valid in real.items() if len(valid)}
     wasted["rows"] = 1 - float((batch.rows.document >= 0).float().mean())
     return wasted
 

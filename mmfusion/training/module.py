@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -127,6 +128,11 @@ class TrainingModule(pl.LightningModule):
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")
 
+        callbacks: Any = getattr(self.trainer, "callbacks")  # noqa: B009  (as above)
+        watching = [c for c in callbacks if isinstance(c, EarlyStopping) and c.monitor.startswith("val/")]
+        if watching and data.validation is None:
+            told = f"callbacks: early stopping watches {watching[0].monitor}, and {data.root} has no validation split"
+            raise DataError(f"{told}; pack one, or leave the callback out")
         if lacking := sorted(set(self.model.modalities) - set(data.pipeline.modalities)):
             raise DataError(
                 f"model.encoders.{lacking[0]}: the data gives none (data.pipeline.patchify, text_pieces for text); add "
