@@ -49,7 +49,7 @@ def test_retrieval_by_hand(colours: Path) -> None:
     asked = sorted(zip(to_image.clusters, to_image.values.tolist(), strict=True))
     assert asked == [("green", 0), ("red", 1), ("red", 1)]
     assert to_image.chance == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
-    assert got["text to image, median rank"].chance == pytest.approx((4 / 3 + 4 / 3 + 4 / 2) / 3)
+    assert got["text to image, median rank"].chance == 1  # first in 5/9 of all random orders
 
 
 def test_every_pair_that_stands_together_is_asked(tmp_path: Path) -> None:
