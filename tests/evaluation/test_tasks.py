@@ -13,7 +13,7 @@ from tiny_world import Oracle, samples, write_world
 
 from mmfusion.evaluation import pictures, signals
 from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, chance_of_rank, chance_of_recall
-from mmfusion.evaluation.measure import row, run
+from mmfusion.evaluation.measure import NO_BASELINES, row, run
 from mmfusion.types import Part, Sample
 
 
@@ -254,6 +254,16 @@ def test_validation_runs_like_the_test(tmp_path: Path) -> None:
     validation = [replace(s, key=f"v-{s.key}") for s in samples()["test"]]
     root = write_world(tmp_path, {"validation": validation, "test": []})
     assert run(Oracle(), TASKS, root, split="validation").metrics[0]["n"] == 3
+
+
+def test_on_the_training_split_no_baseline_finds_its_own_examples(root: Path) -> None:
+    trained, tested = (run(Oracle(), TASKS, root, split) for split in ("train", "test"))
+    assert any(row["baselines"] for row in tested.metrics)
+    assert trained.metrics
+    assert not any(row["baselines"] or row["differences"] for row in trained.metrics)
+    assert not any(outcome.baselines for result in trained.results.values() for outcome in result.outcomes)
+    assert all(NO_BASELINES in about for about in trained.about.values())
+    assert not any(NO_BASELINES in about for about in tested.about.values())
 
 
 def test_row_of_a_median_has_no_paired_difference() -> None:
