@@ -225,7 +225,7 @@ def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict
     names = buildable(allow)
     folder = locate(folder)
     config = _read_config(folder / CONFIG)
-    _check_targets(config, folder / CONFIG, names)
+    check_buildable(config, folder / CONFIG, names)
     _check_hashes(folder)
     stored = _read_header(folder / WEIGHTS)
     for key, value in _leaves(config["model"], "model"):  # before so many layers are made
@@ -334,7 +334,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_targets(config: Mapping[str, Any], path: Path, names: Collection[str]) -> None:
+def check_buildable(config: Mapping[str, Any], path: Path, names: Collection[str]) -> None:
+    """Raises CheckpointError for a configuration, read from `path`, that names what is not among `names`, or holds
+    what is not a plain value."""
     for key, target in targets(config):
         if not isinstance(target, str) or target not in names:
             raise CheckpointError(

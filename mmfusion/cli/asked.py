@@ -41,7 +41,7 @@ def asked(
 
     Raises CheckpointError or ConfigError in one line for whatever cannot be evaluated.
     """
-    named = [item for item in given if "=" not in item or Path(item).exists()]
+    named = [item for item in given if _means_folder(item)]
     overrides = [item for item in given if item not in named]
     folders = _folders(named)
     at = {folder: _run_of(folder) for folder in folders}
@@ -61,6 +61,11 @@ def asked(
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
+
+
+def _means_folder(item: str) -> bool:
+    """No override: `sweeps/seed=*` has a folder before its first `=`, `seed=*` is there to be found."""
+    return "=" not in item or "/" in item.partition("=")[0] or Path(item).exists() or bool(glob.glob(item))
 
 
 def _folders(items: Sequence[str]) -> list[Path]:

@@ -15,7 +15,7 @@ from mmfusion.cli.progress import tracked
 from mmfusion.data.shards import ShardSet
 from mmfusion.evaluation import comparison, points
 from mmfusion.evaluation.bench import Bench, Split
-from mmfusion.evaluation.measure import Evaluation, ask
+from mmfusion.evaluation.measure import NO_BASELINES, Evaluation, ask
 from mmfusion.report import collect, terminal, write
 from mmfusion.report.evaluation import write_along, write_compared
 from mmfusion.runs import RunError
@@ -98,6 +98,8 @@ def _ended(done: Mapping[str, Evaluation], rows: Sequence[Mapping[str, Any]], ou
         of = f" for {name}" if len(done) > 1 else ""
         for task, reason in evaluation.left_out.items():
             print(f"task {task} left out{of}: {reason}", file=sys.stderr)
+    if rows and next(iter(done.values())).split == "train":
+        print(f"\n{NO_BASELINES}")
     skipped = next(iter(done.values())).skipped
     if skipped:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in skipped.items())

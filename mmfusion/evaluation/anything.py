@@ -14,7 +14,7 @@ import numpy as np
 from annotated_types import Gt
 
 from mmfusion.data.pipeline import concept_of
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, identity
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, chance_of_rank, identity
 from mmfusion.evaluation.signals import Labelled, class_names, classify, labelled
 from mmfusion.evaluation.together import Pair, cluster_of, lacks, media_of, nearest_of, together, words
 from mmfusion.evaluation.wording import chrf, exact
@@ -116,7 +116,7 @@ def _outcomes(pair: str, found: Retrieval, beside: dict[str, np.ndarray]) -> Ite
         if k < total:
             near = {name: hits[:, :k].any(1).astype(float) for name, hits in beside.items()}
             yield Outcome(f"{pair}, R@{k}", found.recall(k), found.clusters, found.chance(k), near)
-    chance = float(((total + 1) / (found.right.sum(1) + 1)).mean())  # of the first right one among all in random order
+    chance = chance_of_rank(found.right.sum(1), total)
     yield Outcome(f"{pair}, median rank", found.ranks().astype(float), found.clusters, chance, statistic="median")
 
 

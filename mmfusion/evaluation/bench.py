@@ -27,6 +27,7 @@ Split = Literal["train", "validation", "test"]
 T = TypeVar("T")
 DECODED_BYTES = 1 << 29  # of decoded parts that are kept
 READ_BYTES = 1 << 31  # of undecoded samples of one split, where only some of them are asked for
+ROUNDING = 1e-9  # of probabilities
 AT_ONCE = 32  # undecoded parts that are decoded together: a dozen megapixels each are 36 MB
 
 
@@ -114,6 +115,18 @@ def chance_of_recall(right: int, candidates: int, k: int) -> float:
     for drawn in range(min(k, candidates)):
         missed *= max(0, candidates - right - drawn) / (candidates - drawn)
     return 1 - missed
+
+
+def chance_of_rank(right: np.ndarray, candidates: int) -> float:
+    """The median of `Retrieval.ranks` where candidates stand in random order; `right` [Q] are each query's right ones.
+
+    The queries' ranks are distributed differently; the median is of their mixture, halfway where two ranks share it.
+    """
+    drawn = np.arange(candidates)
+    counts, queries = np.unique(right, return_counts=True)
+    missed = np.cumprod(np.maximum(0, candidates - counts[:, None] - drawn) / (candidates - drawn), axis=1)
+    beyond = np.average(missed, axis=0, weights=queries)  # the probability of a rank beyond 1, 2, …, as it falls
+    return float(1 + ((beyond > 0.5 + ROUNDING).sum() + (beyond >= 0.5 - ROUNDING).sum()) / 2)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,18 @@ from annotated_types import Gt
 
 from mmfusion.data.series import array_of
 from mmfusion.evaluation import baselines
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, Split, by_hash, same_pictures, text_of
+from mmfusion.evaluation.bench import (
+    Bench,
+    Lacking,
+    Outcome,
+    Result,
+    Retrieval,
+    Split,
+    by_hash,
+    chance_of_rank,
+    same_pictures,
+    text_of,
+)
 from mmfusion.evaluation.wording import chrf, exact, spelling_similarity
 from mmfusion.types import Part, Sample
 
@@ -174,7 +185,7 @@ def unseen_concepts(bench: Bench, *, source: str | None, train_source: str | Non
         )
         for name, rows in nearest.items()
     }  # fmt: skip
-    middle = (len(found.candidates) + 1) / 2
+    middle = chance_of_rank(found.right.sum(1), len(found.candidates))
     outcomes = [
         Outcome("R@1", found.recall(1), asked.concepts, found.chance(1), {n: r.recall(1) for n, r in spelt.items()}),
         Outcome("median rank", found.ranks().astype(float), asked.concepts, middle,

@@ -13,6 +13,7 @@ from mmfusion import api, checkpoint, runs
 from mmfusion.config import build
 from mmfusion.runs import RunError
 
+MAX_TOKENIZER_BYTES = 50_000_000
 PREFIX = "model."  # of the model among what a training module saves
 
 
@@ -56,13 +57,17 @@ def _begun(run: Path, allow: Collection[str]) -> api.Model:
     """The model that a run without a checkpoint describes, its weights drawn anew: read like any checkpoint."""
     tree = configuration(run)
     try:
-        model, data = tree["model"], tree["data"]
-        pipeline, tokenizer = data["pipeline"], Path(data["tokenizer"])
+        config = {"model": {**tree["model"]}, "pipeline": {**tree["data"]["pipeline"]}}
+        tokenizer = Path(tree["data"]["tokenizer"])
     except (KeyError, TypeError) as error:
         raise RunError(f"{run}: no run folder (its config.yaml does not say {error})") from error
+    names = checkpoint.buildable(allow)
+    checkpoint.check_buildable(config, run / "config.yaml", names)
+    if not tokenizer.is_file() or tokenizer.stat().st_size > MAX_TOKENIZER_BYTES:
+        reason = f"no file of at most {MAX_TOKENIZER_BYTES // 1_000_000} MB"
+        raise RunError(f"{run / 'config.yaml'}: data.tokenizer: {tokenizer}: {reason}; put the vocabulary there")
     with tempfile.TemporaryDirectory() as folder:
-        network = build(model, allow=checkpoint.BUILDABLE | set(allow))
-        config = {"model": model, "pipeline": pipeline}
+        network = build(config["model"], allow=names)
         checkpoint.save(
             Path(folder) / "checkpoint", config=config, model=network, tokenizer=tokenizer, lineage={}, card=""
         )

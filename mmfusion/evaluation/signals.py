@@ -109,15 +109,23 @@ def labelled(bench: Bench, samples: Sequence[Sample], modality: Modality, label:
 
 
 def class_names(items: Sequence[Labelled], text: Callable[[Sample], str | None], least: float = 0.0) -> dict[str, str]:
-    """What the texts call each class most often; its label in plain words where fewer than the share `least` do."""
+    """What the texts call each class most often; its label in plain words where fewer than the share `least` do.
+
+    Classes that would be called alike, which nothing could tell apart, are called by their labels.
+    """
     texts: dict[str, Counter[str]] = {}
     for item in items:
         texts.setdefault(item.label, Counter())[text(item.sample) or item.label] += 1
     called = {label: min(counts, key=lambda name: (-counts[name], name)) for label, counts in texts.items()}
-    return {
-        label: name if texts[label][name] >= least * texts[label].total() else label.replace("_", " ").replace("-", " ")
+    plain = {label: label.replace("_", " ").replace("-", " ") for label in texts}
+    called = {
+        label: name if texts[label][name] >= least * texts[label].total() else plain[label]
         for label, name in called.items()
     }
+    for own in (plain, {label: label for label in plain}):
+        borne = Counter(called.values())
+        called = {label: name if borne[name] == 1 else own[label] for label, name in called.items()}
+    return called
 
 
 def simple_features(bench: Bench, parts: Sequence[Part]) -> np.ndarray | None:

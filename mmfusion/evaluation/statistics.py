@@ -63,9 +63,14 @@ def difference(
 ) -> Estimate:
     """The mean of `ours - theirs` [n], paired by example, so that what makes an example hard for both cancels.
 
-    Outcomes lie in 0..1. Where no example differs, the interval says how many could and still none be seen.
+    Outcomes lie in 0..1. Where no example differs, the interval says how many could and still none be seen; where ours
+    is always the worse, it mirrors that of where it is always the better.
     """
     gap = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    if len(gap) and (gap == -1).all():
+        better = difference(theirs, ours, clusters, resamples=resamples, seed=seed)
+        mirrored = better.ci95 and (-better.ci95[1], -better.ci95[0])
+        return Estimate(-better.value, better.n, better.clusters, mirrored)
     got = estimate(gap, clusters, resamples=resamples, seed=seed)
     if got.ci95 is None or gap.any():
         return got

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from webdataset.writer import TarWriter
 
 from mmfusion import config
+from mmfusion.cli.asked import asked
 from mmfusion.cli.main import main
 from mmfusion.data.shards import ShardSet, read_manifest
 from mmfusion.data.writer import write_manifest, write_shard
@@ -91,6 +93,26 @@ def test_several_checkpoints_with_paired_differences(
             low, high = row["difference"]["ci95"]
             assert low < 0 < high  # forty examples could differ and still none be seen
     assert f"its difference to {first}" in capsys.readouterr().out
+
+
+def test_folders_with_an_equals_sign_are_no_overrides(
+    one_step_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = (Path.cwd() / SAMPLE).resolve()
+    for seed in (1, 2):
+        shutil.copytree(one_step_run, tmp_path / "sweeps" / f"seed={seed}", copy_function=os.link)
+
+    def folders(*given: str) -> list[str]:
+        about = asked(given, root=shards, only=[], config_dir=None, allow=[], along=False)
+        return [folder.name for folder in about.folders.values()]
+
+    monkeypatch.chdir(tmp_path / "sweeps")
+    assert folders("seed=*", "evaluation=any", "evaluation.captions.limit=5") == ["seed=1", "seed=2"]
+    assert folders("seed=2") == ["seed=2"]
+    monkeypatch.chdir(tmp_path)
+    assert folders("sweeps/seed=*") == ["seed=1", "seed=2"]
+    assert main(["evaluate", "sweeps/lr=*"]) == 1
+    assert "sweeps/lr=*: no folder with a checkpoint matches" in capsys.readouterr().err
 
 
 def test_a_curve_over_resume_points_also_before_there_is_a_checkpoint(

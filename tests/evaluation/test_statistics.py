@@ -75,6 +75,15 @@ def test_no_difference_is_not_certainty_either() -> None:
     assert got.ci95 == pytest.approx((-bound, bound))
 
 
+def test_always_worse_mirrors_always_better() -> None:
+    ones, zeros, names = [1, 1, 1], [0, 0, 0], ["a", "b", "c"]
+    assert difference(ones, zeros, names).ci95 == pytest.approx((0.025 ** (1 / 3), 1))  # Clopper-Pearson by hand
+    worse = difference(zeros, ones, names)
+    assert worse.value == -1
+    assert worse.ci95 == pytest.approx((-1, -(0.025 ** (1 / 3))))
+    assert difference([0, 0], [1, 1], ["a", "a"]).ci95 is None
+
+
 def test_medians() -> None:
     assert estimate([5, 1, 9], ["a", "b", "c"], statistic="median").value == 5
     values = np.array([9.0, 1.0, 5.0])

@@ -12,8 +12,8 @@ import pytest
 from tiny_world import Oracle, samples, write_world
 
 from mmfusion.evaluation import pictures, signals
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, chance_of_recall
-from mmfusion.evaluation.measure import row, run
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, Retrieval, chance_of_rank, chance_of_recall
+from mmfusion.evaluation.measure import NO_BASELINES, row, run
 from mmfusion.types import Part, Sample
 
 
@@ -43,6 +43,21 @@ def test_chance_of_recall_by_hand() -> None:
     assert chance_of_recall(2, 4, 2) == pytest.approx(1 - (2 / 4) * (1 / 3))
     assert chance_of_recall(3, 3, 5) == 1
     assert chance_of_recall(0, 3, 1) == 0
+
+
+def test_chance_of_rank_by_hand() -> None:
+    assert chance_of_rank(np.array([1, 1]), 2) == 1.5
+    assert chance_of_rank(np.array([1]), 99) == 50
+    assert chance_of_rank(np.array([2]), 4) == 1.5  # first in 1/2, second in 1/3, third in 1/6 of all orders
+    assert chance_of_rank(np.array([0, 0, 3]), 3) == 4  # behind all where nothing is right
+
+
+def test_a_random_model_has_the_median_rank_of_chance_where_queries_differ_in_their_right_answers() -> None:
+    rng = np.random.default_rng(0)
+    right = np.arange(100) < np.repeat([1, 40], 4000)[:, None]
+    found = Retrieval((), (), (), tuple(map(str, range(100))), rng.random(right.shape), right)
+    assert abs(np.median(found.ranks()) - chance_of_rank(right.sum(1), 100)) <= 1
+    assert np.median(found.ranks()) < 10  # the mean of the expected ranks, (101 / 2 + 101 / 41) / 2, is 26
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -239,6 +254,16 @@ def test_validation_runs_like_the_test(tmp_path: Path) -> None:
     validation = [replace(s, key=f"v-{s.key}") for s in samples()["test"]]
     root = write_world(tmp_path, {"validation": validation, "test": []})
     assert run(Oracle(), TASKS, root, split="validation").metrics[0]["n"] == 3
+
+
+def test_on_the_training_split_no_baseline_finds_its_own_examples(root: Path) -> None:
+    trained, tested = (run(Oracle(), TASKS, root, split) for split in ("train", "test"))
+    assert any(row["baselines"] for row in tested.metrics)
+    assert trained.metrics
+    assert not any(row["baselines"] or row["differences"] for row in trained.metrics)
+    assert not any(outcome.baselines for result in trained.results.values() for outcome in result.outcomes)
+    assert all(NO_BASELINES in about for about in trained.about.values())
+    assert not any(NO_BASELINES in about for about in tested.about.values())
 
 
 def test_row_of_a_median_has_no_paired_difference() -> None:
