@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +85,13 @@ def checked_text(item: object, where: str) -> str:
     return item
 
 
+def regular(path: Path) -> Path:
+    """The same path. Raises OSError where there is no file: opening a pipe would wait for whoever writes into it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    return path
+
+
 def _rate(rate_hz: object, where: str, low: float, high: float) -> float:
     if isinstance(rate_hz, (int, float, np.integer, np.floating)) and not isinstance(rate_hz, bool):
         number = float(rate_hz)
@@ -96,7 +105,7 @@ def _medium(modality: Modality, item: object, where: str, how: Description) -> P
     """A picture, sound or series given as path, bytes, array or PIL image; files stay bytes, decoded as in training."""
     if isinstance(item, (str, Path)):
         try:
-            item = Path(item).read_bytes()
+            item = regular(Path(item)).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{where}: {str(item)!r:.200} cannot be read ({reason})") from error
