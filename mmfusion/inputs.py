@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import stat
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmfusion.data.decode import SOUND_HZ, decode_part
 from mmfusion.data.format import SERIES_HZ
@@ -23,6 +24,7 @@ Input = str | Path | bytes | np.ndarray | Image.Image | Part
 Inputs = Input | Sequence[Input]
 Things = Input | Sequence[Input | Sequence[Input]]  # an item of it is one thing, in one part or several
 NPY = b"\x93NUMPY"
+SOUND_CHANNELS = 64  # of an array of sound; more are seconds in the wrong place
 
 
 class InputError(UserError, ValueError):
@@ -139,10 +141,13 @@ def _picture(item: object, where: str) -> bytes:
         raise InputError(f"{where}: a picture of {item.width} x {item.height} pixels")
     file = io.BytesIO()
     try:
-        if item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what a PNG can hold
+        item = ImageOps.exif_transpose(item)
+        if item.mode.startswith("I"):  # 16 bits, in whatever order or width
+            item = Image.fromarray(np.asarray(item).clip(0, 2**16 - 1).astype(np.uint16))
+        elif item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # what else a PNG can hold
             item = item.convert("RGB")
         item.save(file, "PNG", compress_level=1)
-    except (OSError, ValueError, SyntaxError) as error:  # a PIL image reads its file only now
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error) as error:  # a PIL image reads its file only now
         raise InputError(f"{where}: cannot be read ({error})") from error
     return file.getvalue()
 
@@ -151,6 +156,9 @@ def _wave(item: object, where: str) -> np.ndarray:
     """float32 [T], the mean of the channels; integers are scaled to -1..1, unsigned ones around their middle."""
     if not isinstance(item, np.ndarray) or item.ndim not in (1, 2) or not item.size or item.dtype.kind not in "fiu":
         raise InputError(f"{where}: must be a path, bytes, or an array of numbers [T] or [T, channels]")
+    if item.ndim == 2 and item.shape[1] > SOUND_CHANNELS:
+        problem = f"an array {list(item.shape)} would be a sound of {item.shape[1]} channels"
+        raise InputError(f"{where}: {problem}; [channels, T] must be turned: give array.T")
     scale = 1.0 if item.dtype.kind == "f" else 2.0 ** (8 * item.dtype.itemsize - 1)
     middle = scale if item.dtype.kind == "u" else 0.0
     wave = ((item - middle) / scale).astype(np.float32) if scale > 1 else item.astype(np.float32)
