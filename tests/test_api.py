@@ -147,6 +147,18 @@ def test_series_of_any_channels(model: Model) -> None:
     assert np.isfinite(model.embed(sensor=values, **WATCH)).all()
 
 
+def test_parts_are_the_arrays_that_they_hold(model: Model) -> None:
+    values = RNG.normal(size=(200, 2))
+    named: dict[str, Any] = {"channels": ("acc_x", "acc_y"), "units": ("g", "g"), "place": "wrist"}
+    times = np.arange(200) / 50
+    how: list[dict[str, Any]] = [{"rate_hz": 50}, {"times_s": times}, {"rate_hz": 50.0, "times_s": times}]
+    rows = model.embed(sensor=[Part(type="sensor", data=values, **named, **one) for one in how])
+    assert rows == pytest.approx(model.embed(sensor=values, **WATCH).repeat(3, 0), abs=1e-6)
+    wave = np.sin(np.arange(9000) / 9)
+    sound = Part(type="audio", data=wave, rate_hz=16000)
+    assert np.array_equal(model.embed(audio=sound), model.embed(audio=wave, rate_hz=16000))
+
+
 def test_a_series_file_is_the_array_that_it_holds(model: Model, tmp_path: Path) -> None:
     values = RNG.normal(size=(200, 2)).astype(np.float32)
     expected = model.embed(sensor=values, **WATCH)
@@ -312,6 +324,21 @@ def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
         ({"text": ""}, "must be a text"),
         ({"text": [3]}, "must be a text"),
         ({"image": Part(type="text", text="x")}, "part of type text"),
+        ({"text": Part(type="text", text=" ")}, "must be a text"),
+        ({"image": Part(type="image")}, "must be a path, bytes, array"),
+        ({"image": Part(type="image", data=np.zeros((4, 4, 3)))}, "uint8"),
+        ({"image": Part(type="image", data=np.zeros((0, 4, 3), np.uint8))}, "uint8"),
+        ({"audio": Part(type="audio")}, "must be a path, bytes"),
+        ({"audio": Part(type="audio", data=np.zeros(9))}, "rate_hz"),
+        ({"audio": Part(type="audio", data=wav(np.zeros(9000)), rate_hz=8000)}, "another sample rate than declared"),
+        ({"sensor": Part(type="sensor", rate_hz=50, data=np.zeros((9, 2)))}, "channels and units by name"),
+        ({"sensor": Part(type="sensor", data=np.zeros((9, 1)), channels=("x",), units=("g",))}, "rate_hz"),
+        (
+            {"sensor": Part(type="sensor", data=np.zeros((9, 1)), channels=("x",), units=("g",), times_s=np.zeros(8))},
+            "9 rows",
+        ),
+        ({"image": b"x", "rate": 3}, "rate: there is no such argument"),
+        ({"imgae": b"x"}, "imgae: there is no such argument; did you mean 'image'?"),
     ],
 )
 def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str) -> None:
@@ -338,7 +365,9 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
         ({"prompt": ["What?"]}, "prompt: must be a text"),
         ({"prompt": "\ud800"}, "UTF-8"),
         ({"lang": None}, "lang: must be a text"),
-        ({"temprature": 1.0}, "temprature: stream has no such argument; did you mean 'temperature'?"),
+        ({"temprature": 1.0}, "temprature: there is no such argument; did you mean 'temperature'?"),
+        ({"end": 3}, "end: there is no such argument"),
+        ({"banned": [3]}, "banned: there is no such argument"),
         ({"prompt": "x y " * 200}, "document longer than a row"),
     ],
 )
@@ -367,6 +396,8 @@ def test_unsigned_sound_lies_around_its_middle(model: Model) -> None:
 def test_generate_wants_lists_of_one_length(model: Model) -> None:
     with pytest.raises(InputError, match="as many of each"):
         model.generate(image=[picture(), picture()], audio=[wav(np.zeros(100, np.float32))])
+    with pytest.raises(InputError, match=r"image\[1\]: an empty list"):
+        model.generate(image=[picture(), []])
     for verb in (model.generate, model.stream):
         with pytest.raises(InputError, match="got none"):
             verb()

@@ -12,7 +12,6 @@ from torch import Tensor
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import IGNORE, Batch, Rows
 
-
 COLDEST = 1e-6  # below it the likeliest piece is all but certain, and a float32 quotient may not be a number
 
 

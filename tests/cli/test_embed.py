@@ -97,9 +97,7 @@ def test_each_fault_is_one_line(tiny_run: Path, media: Path, capsys: pytest.Capt
     assert [(media / name).read_bytes() for name in ("a.png", "a.wav")] == before
 
 
-def test_a_pipe_is_left_out_and_not_waited_for(
-    tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pipe_is_left_out_and_not_waited_for(tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("pipe", "pipe.png"):
         os.mkfifo(media / name)
     assert main(["embed", str(tiny_run), "pipe", "pipe.png", "a.png", "--out", "e.parquet"]) == 0
