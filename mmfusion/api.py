@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, cast
 
@@ -21,13 +20,13 @@ import numpy as np
 import torch
 
 from mmfusion import checkpoint
-from mmfusion.config import ConfigError, build, check
+from mmfusion.config import ConfigError, build, check, near
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.inputs import Describing, Description, InputError, Inputs, Things, checked_text, part_of
 from mmfusion.models.generate import generate, stream
 from mmfusion.models.multimodal import MultimodalModel
-from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
+from mmfusion.types import MODALITIES, Batch, Modality, Part, Sample, SkipSample
 
 BATCH = 128  # parts or prompts that go through the model at once
 MAX_NEW = 48  # pieces of an answer
@@ -103,6 +102,7 @@ class Model:
         `data.series_csv`). Of a long series the first window counts (cut it with `mmfusion.data.series.windows`), of a
         long text its first `pipeline.text.max_pieces` pieces. Raises InputError for what cannot be read.
         """
+        _known(described, Describing)
         how = Description(**described)
         given = _given(image=image, audio=audio, sensor=sensor, text=text)
         if len(given) != 1:
@@ -216,6 +216,8 @@ class Model:
         for modality, inputs in given.items():
             where = modality if index is None else f"{modality}[{index}]"
             if isinstance(inputs, (list, tuple)):
+                if not inputs:
+                    raise InputError(f"{where}: an empty list")
                 parts += [self._part(modality, item, f"{where}[{i}]", how) for i, item in enumerate(inputs)]
             else:
                 parts.append(self._part(modality, inputs, where, how))
@@ -243,9 +245,17 @@ def as_text(pieces: Iterable[int], end: int, decode: Callable[[Sequence[int]], s
         yield rest
 
 
+def _known(how: Mapping[str, Any], arguments: type[Describing]) -> None:
+    known = (*MODALITIES, "prompt", "lang", *arguments.__annotations__)
+    for name in how:
+        if name not in arguments.__annotations__:
+            raise InputError(f"{name}: there is no such argument{near(name, known)}")
+
+
 def _apart(how: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
     """How inputs are described, and how the answer is drawn, checked against the signature of `stream`."""
-    names = {field.name for field in fields(Description)}
+    _known(how, Asking)
+    names = Describing.__annotations__
     sampling = {"max_new": MAX_NEW, **{name: value for name, value in how.items() if name not in names}}
     sampling = {name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,13 @@ from rich.progress import track
 
 from mmfusion.api import Model
 from mmfusion.data.format import PLAIN
-from mmfusion.inputs import Description, InputError, part_of
+from mmfusion.inputs import Description, InputError, part_of, regular
 from mmfusion.types import Modality, Part
 
 CHUNK = 16  # files decoded at once: as many photographs are half a gigabyte
 PLAIN_LINES = 64 * CHUNK  # a line of progress each so many, where there is no terminal
 SERIES = ("csv", "tsv", "npy")
+PARQUET = b"PAR1"
 SIGNATURES: Mapping[bytes, Modality] = {
     b"\x89PNG": "image",
     b"\xff\xd8\xff": "image",
@@ -41,8 +43,7 @@ def modality_of(path: Path) -> Modality:
         return "sensor"
     if suffix in PLAIN and PLAIN[suffix] != "text":
         return PLAIN[suffix]
-    with path.open("rb") as file:
-        head = file.read(12)
+    head = _head(path)
     if head[:4] == b"RIFF":
         return "image" if head[8:] == b"WEBP" else "audio"
     for signature, modality in SIGNATURES.items():
@@ -51,10 +52,23 @@ def modality_of(path: Path) -> Modality:
     raise InputError("no picture, sound or series that is known (png, jpeg, webp, wav, flac, ogg, mp3, csv, npy)")
 
 
-def check_place(out: Path) -> None:
-    """Raises InputError where no file can be written, before anything is computed."""
+def check_place(out: Path, files: Sequence[Path]) -> None:
+    """Raises InputError where no table can be written or something else would be lost, before anything is computed."""
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out {out}: {'is a folder' if out.is_dir() else f'there is no folder {out.parent}'}")
+    if os.path.realpath(out) in map(os.path.realpath, files):
+        raise InputError(f"--out {out}: is one of the files to embed; give another name")
+    try:
+        known = not out.exists() or _head(out).startswith(PARQUET)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be read ({error.strerror})") from error
+    if not known:
+        raise InputError(f"--out {out}: is there and no Parquet file; give another name, or remove it")
+
+
+def _head(path: Path) -> bytes:
+    with regular(path).open("rb") as file:
+        return file.read(12)
 
 
 def write(out: Path, model: Model, files: Sequence[Path], texts: Sequence[str], described: Mapping[str, Any]) -> int:

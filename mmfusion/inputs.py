@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import stat
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmfusion.data.decode import SOUND_HZ, decode_part
 from mmfusion.data.format import SERIES_HZ
@@ -21,6 +24,7 @@ Input = str | Path | bytes | np.ndarray | Image.Image | Part
 Inputs = Input | Sequence[Input]
 Things = Input | Sequence[Input | Sequence[Input]]  # an item of it is one thing, in one part or several
 NPY = b"\x93NUMPY"
+SOUND_CHANNELS = 64  # of an array of sound; more are seconds in the wrong place
 
 
 class InputError(UserError, ValueError):
@@ -58,13 +62,31 @@ class Description:
 def part_of(modality: Modality, item: object, where: str, how: Description) -> Part:
     """Any kind of input as a decoded part of a modality; `where` names it in the InputError that is raised."""
     if isinstance(item, Part):
-        part = item
-    elif modality == "text":
-        part = Part(type="text", text=checked_text(item, where))
-    else:
-        part = _medium(modality, item, where, how)
+        return _own(modality, item, where)
+    if modality == "text":
+        return Part(type="text", text=checked_text(item, where))
+    return _decoded(_medium(modality, item, where, how), where)
+
+
+def _own(modality: Modality, part: Part, where: str) -> Part:
+    """A part that was made elsewhere, held to what is asked of any other input; its times count before its rate."""
     if part.type != modality:
         raise InputError(f"{where}: is a part of type {part.type}")
+    if modality == "text":
+        return replace(part, text=checked_text(part.text, where))
+    how = Description(rate_hz=part.rate_hz, channels=part.channels, units=part.units, place=part.place)
+    if modality == "sensor":
+        made = _series(part.data, where, how, _times(part.times_s, where))
+        rate_hz = None if part.rate_hz is None else _rate(part.rate_hz, where, *SERIES_HZ)
+    else:  # the rate of a file that says another one is refused
+        made = replace(_medium(modality, part.data, where, how), rate_hz=part.rate_hz)
+        rate_hz = None
+    made = _decoded(made, where)
+    found = {name: getattr(made, name) for name in ("data", "times_s", "channels", "units")}
+    return replace(part, **found, rate_hz=rate_hz or made.rate_hz)
+
+
+def _decoded(part: Part, where: str) -> Part:
     if not isinstance(part.data, bytes):
         return part
     try:
@@ -83,6 +105,13 @@ def checked_text(item: object, where: str) -> str:
     return item
 
 
+def regular(path: Path) -> Path:
+    """The same path. Raises OSError where there is no file: opening a pipe would wait for whoever writes into it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    return path
+
+
 def _rate(rate_hz: object, where: str, low: float, high: float) -> float:
     if isinstance(rate_hz, (int, float, np.integer, np.floating)) and not isinstance(rate_hz, bool):
         number = float(rate_hz)
@@ -96,7 +125,7 @@ def _medium(modality: Modality, item: object, where: str, how: Description) -> P
     """A picture, sound or series given as path, bytes, array or PIL image; files stay bytes, decoded as in training."""
     if isinstance(item, (str, Path)):
         try:
-            item = Path(item).read_bytes()
+            item = regular(Path(item)).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{where}: {str(item)!r:.200} cannot be read ({reason})") from error
@@ -129,11 +158,14 @@ def _picture(item: object, where: str) -> bytes:
     if not min(item.size):
         raise InputError(f"{where}: a picture of {item.width} x {item.height} pixels")
     file = io.BytesIO()
-    try:
-        if item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):  # what a PNG can hold
+    try:  # a PIL image reads its file only now
+        item = ImageOps.exif_transpose(item)
+        if item.mode.startswith("I"):  # 16 bits, in whatever order or width
+            item = Image.fromarray(np.asarray(item).clip(0, 2**16 - 1).astype(np.uint16))
+        elif item.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):  # what else a PNG can hold
             item = item.convert("RGB")
         item.save(file, "PNG", compress_level=1)
-    except (OSError, ValueError, SyntaxError) as error:  # a PIL image reads its file only now
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error) as error:
         raise InputError(f"{where}: cannot be read ({error})") from error
     return file.getvalue()
 
@@ -142,6 +174,9 @@ def _wave(item: object, where: str) -> np.ndarray:
     """float32 [T], the mean of the channels; integers are scaled to -1..1, unsigned ones around their middle."""
     if not isinstance(item, np.ndarray) or item.ndim not in (1, 2) or not item.size or item.dtype.kind not in "fiu":
         raise InputError(f"{where}: must be a path, bytes, or an array of numbers [T] or [T, channels]")
+    if item.ndim == 2 and item.shape[1] > SOUND_CHANNELS:
+        problem = f"an array {list(item.shape)} would be a sound of {item.shape[1]} channels"
+        raise InputError(f"{where}: {problem}; [channels, T] must be turned: give array.T")
     scale = 1.0 if item.dtype.kind == "f" else 2.0 ** (8 * item.dtype.itemsize - 1)
     middle = scale if item.dtype.kind == "u" else 0.0
     wave = ((item - middle) / scale).astype(np.float32) if scale > 1 else item.astype(np.float32)
@@ -151,9 +186,18 @@ def _wave(item: object, where: str) -> np.ndarray:
     return wave
 
 
-def _series(item: object, where: str, how: Description) -> Part:
-    """An npy file or array of `how.channels`, or a CSV table, whose own names, units and times `how` may replace."""
-    names, units, times = tuple(how.channels), tuple(how.units), None
+def _times(times: object, where: str) -> bytes | None:
+    """A part's own times as an npy file."""
+    if isinstance(times, np.ndarray) and times.dtype.kind in "fiu":
+        return _npy(times.astype(np.float64))
+    if times is None or isinstance(times, bytes):
+        return times
+    raise InputError(f"{where}: times_s must be bytes of an npy file or an array of numbers [T]")
+
+
+def _series(item: object, where: str, how: Description, times: bytes | None = None) -> Part:
+    """An npy file or array of `how.channels`, or a CSV table, whose own names, units and times may be replaced."""
+    names, units = tuple(how.channels), tuple(how.units)
     if isinstance(item, np.ndarray):
         if item.dtype.kind not in "fiu" or not item.size:
             raise InputError(f"{where}: an array must be of numbers [T, C], not {item.dtype} {list(item.shape)}")
@@ -165,7 +209,8 @@ def _series(item: object, where: str, how: Description) -> Part:
             table = read_series(item)
         except DataError as error:
             raise InputError(f"{where}: {error}") from error
-        names, units, item, times = names or table.names, units or table.units, _npy(table.values), table.times
+        names, units, item = names or table.names, units or table.units, _npy(table.values)
+        times = times or (None if table.times is None else _npy(table.times))
         if "" in units:
             problem = f"column {names[units.index('')]!r} names no unit; write it in brackets behind the name"
             raise InputError(f"{where}: {problem} (1 for a number without one), or give units")
@@ -175,7 +220,7 @@ def _series(item: object, where: str, how: Description) -> Part:
         raise InputError(f"{where}: {len(names)} channels, but {len(units)} units")
     part = Part(type="sensor", file="npy", data=item, channels=names, units=units, place=how.place)
     if times is not None:
-        return replace(part, times="times", times_s=_npy(times))
+        return replace(part, times="times", times_s=times)
     return replace(part, rate_hz=_rate(how.rate_hz, where, *SERIES_HZ))
 
 

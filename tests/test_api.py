@@ -102,6 +102,23 @@ def test_pil_modes_are_decoded_like_files(model: Model, mode: str) -> None:
     assert rows[0] @ rows[1] == pytest.approx(1, abs=0.02 if mode == "CMYK" else 1e-5)
 
 
+def test_a_pil_picture_is_turned_as_its_file_is(model: Model) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    picture().save(file, "PNG", exif=exif)
+    rows = model.embed(image=[Image.open(file), file.getvalue(), picture()])
+    assert np.array_equal(rows[0], rows[1])
+    assert not np.allclose(rows[0], rows[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "I;16B"])
+def test_16_bits_are_those_of_the_file(model: Model, mode: str) -> None:
+    values = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) * 40
+    rows = model.embed(image=[Image.fromarray(values).convert("I").convert(mode), png(Image.fromarray(values))])
+    assert np.array_equal(rows[0], rows[1])
+
+
 def test_batches_change_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [picture(size=size) for size in ((48, 48), (16, 48), (40, 20), (8, 8), (48, 16))]
     alone = np.concatenate([model.embed(image=one) for one in pictures])
@@ -130,6 +147,18 @@ def test_series_of_any_channels(model: Model) -> None:
     assert np.isfinite(model.embed(sensor=values, **WATCH)).all()
 
 
+def test_parts_are_the_arrays_that_they_hold(model: Model) -> None:
+    values = RNG.normal(size=(200, 2))
+    named: dict[str, Any] = {"channels": ("acc_x", "acc_y"), "units": ("g", "g"), "place": "wrist"}
+    times = np.arange(200) / 50
+    how: list[dict[str, Any]] = [{"rate_hz": 50}, {"times_s": times}, {"rate_hz": 50.0, "times_s": times}]
+    rows = model.embed(sensor=[Part(type="sensor", data=values, **named, **one) for one in how])
+    assert rows == pytest.approx(model.embed(sensor=values, **WATCH).repeat(3, 0), abs=1e-6)
+    wave = np.sin(np.arange(9000) / 9)
+    sound = Part(type="audio", data=wave, rate_hz=16000)
+    assert np.array_equal(model.embed(audio=sound), model.embed(audio=wave, rate_hz=16000))
+
+
 def test_a_series_file_is_the_array_that_it_holds(model: Model, tmp_path: Path) -> None:
     values = RNG.normal(size=(200, 2)).astype(np.float32)
     expected = model.embed(sensor=values, **WATCH)
@@ -154,6 +183,14 @@ def test_generate_one_and_many(model: Model) -> None:
     assert isinstance(both, str)
     drawn = [model.generate(image=pictures[0], max_new=8, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_what_is_drawn_about_one_thing_does_not_depend_on_another(model: Model) -> None:
+    pictures = [picture(size=size) for size in ((48, 48), (16, 48))]
+    how: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new": 8}
+    said = [model.generate(image=one, **how) for one in pictures]
+    assert model.generate(image=pictures, **how) == said
+    assert model.generate(image=pictures[::-1], **how) == said[::-1]
 
 
 def test_a_prompt_is_part_of_what_is_asked(model: Model) -> None:
@@ -251,6 +288,7 @@ def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
         ({"image": np.zeros((4, 4, 5), np.uint8)}, "uint8"),
         ({"image": 3}, "must be a path"),
         ({"audio": np.zeros(100)}, "rate_hz"),
+        ({"audio": np.zeros((2, 16000)), "rate_hz": 16000}, r"16000 channels; .* give array\.T"),
         ({"audio": np.full(100, np.nan), "rate_hz": 16000}, "NaN"),
         ({"audio": np.zeros(0), "rate_hz": 16000}, "array"),
         ({"audio": b"RIFF"}, r"audio\[0\].*corrupt sound"),
@@ -286,6 +324,21 @@ def test_from_checkpoint_to_report(model: Model, tmp_path: Path) -> None:
         ({"text": ""}, "must be a text"),
         ({"text": [3]}, "must be a text"),
         ({"image": Part(type="text", text="x")}, "part of type text"),
+        ({"text": Part(type="text", text=" ")}, "must be a text"),
+        ({"image": Part(type="image")}, "must be a path, bytes, array"),
+        ({"image": Part(type="image", data=np.zeros((4, 4, 3)))}, "uint8"),
+        ({"image": Part(type="image", data=np.zeros((0, 4, 3), np.uint8))}, "uint8"),
+        ({"audio": Part(type="audio")}, "must be a path, bytes"),
+        ({"audio": Part(type="audio", data=np.zeros(9))}, "rate_hz"),
+        ({"audio": Part(type="audio", data=wav(np.zeros(9000)), rate_hz=8000)}, "another sample rate than declared"),
+        ({"sensor": Part(type="sensor", rate_hz=50, data=np.zeros((9, 2)))}, "channels and units by name"),
+        ({"sensor": Part(type="sensor", data=np.zeros((9, 1)), channels=("x",), units=("g",))}, "rate_hz"),
+        (
+            {"sensor": Part(type="sensor", data=np.zeros((9, 1)), channels=("x",), units=("g",), times_s=np.zeros(8))},
+            "9 rows",
+        ),
+        ({"image": b"x", "rate": 3}, "rate: there is no such argument"),
+        ({"imgae": b"x"}, "imgae: there is no such argument; did you mean 'image'?"),
     ],
 )
 def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str) -> None:
@@ -299,6 +352,8 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
     [
         ({"max_new": 0}, "max_new: must be greater than 0, not 0"),
         ({"temperature": -1.0}, "temperature: must be greater than or equal to 0"),
+        ({"temperature": 1e300}, "temperature: must be less than or equal to 10000"),
+        ({"max_new": 10**9}, "max_new: must be less than or equal to 100000"),
         ({"temperature": math.nan}, "temperature: must be a finite number"),
         ({"top_p": 0}, "top_p: must be greater than 0"),
         ({"seed": "x"}, "seed: must be a valid integer"),
@@ -310,7 +365,9 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
         ({"prompt": ["What?"]}, "prompt: must be a text"),
         ({"prompt": "\ud800"}, "UTF-8"),
         ({"lang": None}, "lang: must be a text"),
-        ({"temprature": 1.0}, "temprature: stream has no such argument; did you mean 'temperature'?"),
+        ({"temprature": 1.0}, "temprature: there is no such argument; did you mean 'temperature'?"),
+        ({"end": 3}, "end: there is no such argument"),
+        ({"banned": [3]}, "banned: there is no such argument"),
         ({"prompt": "x y " * 200}, "document longer than a row"),
     ],
 )
@@ -339,6 +396,8 @@ def test_unsigned_sound_lies_around_its_middle(model: Model) -> None:
 def test_generate_wants_lists_of_one_length(model: Model) -> None:
     with pytest.raises(InputError, match="as many of each"):
         model.generate(image=[picture(), picture()], audio=[wav(np.zeros(100, np.float32))])
+    with pytest.raises(InputError, match=r"image\[1\]: an empty list"):
+        model.generate(image=[picture(), []])
     for verb in (model.generate, model.stream):
         with pytest.raises(InputError, match="got none"):
             verb()

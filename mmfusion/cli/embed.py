@@ -28,8 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from mmfusion import api, embeddings
 
-    embeddings.check_place(Path(options.out))
-    model = api.load(options.folder, allow=options.allow)
     files = [Path(name) for name in options.files]
+    embeddings.check_place(Path(options.out), files)
+    model = api.load(options.folder, allow=options.allow)
     left_out = embeddings.write(Path(options.out), model, files, options.text, described(options))
     return int(left_out == len(files) + len(options.text))

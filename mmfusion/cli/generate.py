@@ -17,6 +17,7 @@ EXAMPLES = """\
   mmfusion generate RUN --image a.png --audio a.ogg --prompt "What's this, in French?" --n 3 --temperature 0.8
   mmfusion generate RUN --sensor watch.csv --rate-hz 50 --json"""
 
+LAST_SEED = 2**63 - 1
 NEVER_ASKED = "note: this model was pretrained on captions and never shown questions; it may pass over the prompt"
 
 
@@ -45,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         raise api.InputError(f"--n: must be 1 or more, not {options.n}")
     if options.n > 1 and options.temperature == 0:
         raise api.InputError(f"--n {options.n}: at temperature 0 all answers are the same; add --temperature 0.8")
+    if not 0 <= options.seed <= LAST_SEED - (options.n - 1):
+        raise api.InputError(f"--seed {options.seed}: with --n {options.n} seeds must lie between 0 and {LAST_SEED}")
     model = api.load(options.folder, allow=options.allow)
     unasked = model.lineage.get("stage", "pretrain") == "pretrain"
     answers = []

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfusion.cli.flags import configuration, positive
+from mmfusion.cli.flags import configuration, positive, positive_number
 
 if TYPE_CHECKING:
     from mmfusion.plan.budget import Budget
@@ -24,9 +24,13 @@ EXAMPLES = """\
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu-gb", type=float, metavar="GB", help="say whether it fits into so many 10^9 bytes")
+    parser.add_argument(
+        "--gpu-gb", type=positive_number, metavar="GB", help="say whether it fits into so many 10^9 bytes"
+    )
     parser.add_argument("--devices", type=positive, metavar="N", help="devices of all nodes (default: as configured)")
-    parser.add_argument("--tflops", type=float, metavar="T", help="achieved by a device (default: measured here)")
+    parser.add_argument(
+        "--tflops", type=positive_number, metavar="T", help="achieved by a device (default: measured here)"
+    )
     parser.add_argument("--json", action="store_true", help="print numbers for programs")
     configuration(parser)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import IGNORE, Batch, Rows
 
+COLDEST = 1e-6  # below it the likeliest piece is all but certain, and a float32 quotient may not be a number
+
 
 def generate(model: MultimodalModel, batch: Batch, *, end: int, **how: Any) -> list[list[int]]:
     """The new pieces of each of the K documents, without `end`; see `stream`."""
@@ -25,8 +27,8 @@ def stream(
     batch: Batch,
     *,
     end: int,
-    max_new: Annotated[int, Gt(0)],
-    temperature: Annotated[float, Ge(0)] = 0.0,
+    max_new: Annotated[int, Gt(0), Le(100_000)],
+    temperature: Annotated[float, Ge(0), Le(1e4)] = 0.0,
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0,
     seed: Annotated[int, Ge(0), Lt(2**63)] = 0,
     banned: Sequence[int] = (),
@@ -36,7 +38,7 @@ def stream(
     Gives the next piece [K] of all documents as soon as it is chosen; a document that has ended says `end` from there
     on. Prompts may have any lengths and share rows. Temperature 0 takes the likeliest piece; above it, pieces are drawn
     from the smallest set that holds `top_p` of the probability (nucleus sampling, Holtzman et al. 1904.09751), the same
-    for the same seed and documents. `banned` pieces are never said.
+    for the same seed, whatever other documents stand beside one. `banned` pieces are never said.
     """
     rows = one_document_a_row(batch.rows)
     tokens = model.encode({name: parts for name, parts in batch.streams.items() if name != "text"})
@@ -53,7 +55,7 @@ def stream(
     for step in range(max_new):
         logits = (last @ model.decoder.unembedding.T).float()
         logits[:, list(banned)] = -torch.inf
-        piece = choose(logits, temperature, top_p, torch.rand(K, generator=generator).to(logits))
+        piece = choose(logits, temperature, top_p, torch.rand(1, generator=generator).to(logits).expand(K))
         yield torch.where(open_, piece, end)
         open_ = open_ & (piece != end)
         if step == max_new - 1 or not open_.any():
@@ -64,9 +66,10 @@ def stream(
 
 def choose(logits: Tensor, temperature: float, top_p: float, dice: Tensor) -> Tensor:
     """One piece [K] from logits[K, V]: the likeliest at temperature 0, else where dice[K] in [0, 1) falls."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(dim=-1)
-    probability, piece = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    probability, piece = (below / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before = probability.cumsum(dim=-1) - probability
     kept = probability * (before < top_p)  # the likeliest always stays: nothing stands before it
     reached = kept.cumsum(dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,10 @@ def test_a_row_for_each_file_and_text_in_their_order(
 def test_nothing_that_can_be_read_leaves_no_file_and_the_old_one(
     tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (media / "e.parquet").write_bytes(b"old")
+    (media / "e.parquet").write_bytes(b"PAR1 old")
     assert main(["embed", str(tiny_run), "nowhere.png", "--out", "e.parquet"]) == 1
     assert capsys.readouterr().out == "embedded nothing, no file was written; 1 of 1 left out\n"
-    assert (media / "e.parquet").read_bytes() == b"old"
+    assert (media / "e.parquet").read_bytes() == b"PAR1 old"
 
 
 def test_stopped_it_leaves_nothing_half_written(tiny_run: Path, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +76,17 @@ def test_stopped_it_leaves_nothing_half_written(tiny_run: Path, media: Path, mon
 
 def test_each_fault_is_one_line(tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tiny_run)
+    (media / "link").symlink_to("a.png")
+    os.mkfifo(media / "pipe")
+    before = [(media / name).read_bytes() for name in ("a.png", "a.wav")]
     for arguments, words in (
         ([run, "--out", "e.parquet"], "embed takes files or texts; got none"),
         ([run, "a.png", "--out", "no/e.parquet"], "--out no/e.parquet: there is no folder no"),
         ([run, "a.png", "--out", "."], "--out .: is a folder"),
+        ([run, "a.wav", "a.png", "--out", "./a.png"], "--out a.png: is one of the files to embed"),
+        ([run, "a.png", "--out", "link"], "--out link: is one of the files to embed"),
+        ([run, "a.png", "--out", "a.wav"], "--out a.wav: is there and no Parquet file"),
+        ([run, "a.png", "--out", "pipe"], "--out pipe: cannot be read (is no regular file)"),
         ([run, "a.npy", "--out", "e", "--channels", "a,", "--units", "g"], "channels[1]: must be a text"),
         (["nowhere", "a.png", "--out", "e.parquet"], "nowhere: no such folder"),
     ):
@@ -86,3 +94,14 @@ def test_each_fault_is_one_line(tiny_run: Path, media: Path, capsys: pytest.Capt
         error = capsys.readouterr().err
         assert error.startswith(f"mmfusion: {words}")
         assert len(error.splitlines()) == 1
+    assert [(media / name).read_bytes() for name in ("a.png", "a.wav")] == before
+
+
+def test_a_pipe_is_left_out_and_not_waited_for(tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pipe", "pipe.png"):
+        os.mkfifo(media / name)
+    assert main(["embed", str(tiny_run), "pipe", "pipe.png", "a.png", "--out", "e.parquet"]) == 0
+    assert main(["embed", str(tiny_run), "a.png", "--out", "e.parquet"]) == 0  # a table may be made anew
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("is no regular file" in line for line in lines)

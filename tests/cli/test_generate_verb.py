@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +104,23 @@ def test_answers_are_those_of_following_seeds(tiny_run: Path, media: Path, capsy
     assert [answer["seed"] for answer in made["answers"]] == [3, 4, 5]
 
 
+@pytest.mark.parametrize("temperature", ["1e-40", "1e-320", "5e-324"])
+def test_all_but_no_temperature_says_what_none_does(
+    temperature: str, tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(tiny_run), "--image", "a.png", "--max-new", "6"]
+    assert said(*asked, "--temperature", temperature, capsys=capsys) == said(*asked, capsys=capsys)
+
+
+def test_the_last_seed_is_a_seed(tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [str(tiny_run), "--image", "a.png", "--max-new", "6", "--temperature", "1"]
+    assert said(*asked, "--n", "2", "--seed", str(2**63 - 2), capsys=capsys).count("\n") >= 2
+
+
 def test_each_fault_is_one_line(tiny_run: Path, media: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tiny_run)
+    warm = ["--image", "a.png", "--temperature", "1"]
+    os.mkfifo(media / "pipe")
     for arguments, words in (
         ([run], "stream takes a prompt or inputs; got none"),
         ([run, "--image", "nowhere.png"], "image[0]: 'nowhere.png' cannot be read (No such file or directory)"),
@@ -114,6 +130,10 @@ def test_each_fault_is_one_line(tiny_run: Path, media: Path, capsys: pytest.Capt
         ([run, "--image", "a.png", "--n", "2"], "--n 2: at temperature 0 all answers are the same"),
         ([run, "--image", "a.png", "--n", "0"], "--n: must be 1 or more, not 0"),
         ([run, "--image", "a.png", "--top-p", "2"], "top_p: must be less than or equal to 1, not 2.0"),
+        ([run, *warm, "--n", "2", "--seed", str(2**63 - 1)], "--seed 9223372036854775807: with --n 2 seeds must lie"),
+        ([run, *warm, "--seed", "-1"], "--seed -1: with --n 1 seeds must lie between 0 and"),
+        ([run, "--image", "a.png", "--temperature", "1e300"], "temperature: must be less than or equal to 10000"),
+        ([run, "--audio", "pipe"], "audio[0]: 'pipe' cannot be read (is no regular file)"),
         ([run, "--prompt", " "], "prompt: must be a text"),
         ([run, "--prompt", "\udcff"], "prompt: "),
         (["nowhere", "--prompt", "x"], "nowhere: no such folder"),

@@ -27,7 +27,7 @@ def uncached(model: MultimodalModel, batch: Batch, max_new: int, temperature: fl
     """Each document alone, the whole row anew for each piece."""
     batch = dataclasses.replace(batch, rows=one_document_a_row(batch.rows))
     K = len(batch.rows.owner)
-    dice = torch.rand(max_new, K, generator=torch.Generator().manual_seed(seed)) if temperature else None
+    dice = torch.rand(max_new, generator=torch.Generator().manual_seed(seed))
     said = []
     for k in range(K):
         rows = batch.rows
@@ -38,7 +38,7 @@ def uncached(model: MultimodalModel, batch: Batch, max_new: int, temperature: fl
         for step in range(max_new):
             outputs = model(dataclasses.replace(batch, rows=row))
             logits = outputs.hidden[0, -1:] @ outputs.unembedding.T
-            piece = int(choose(logits, temperature, 1.0, dice[step, k : k + 1] if dice is not None else logits[:, 0]))
+            piece = int(choose(logits, temperature, 1.0, dice[step : step + 1]))
             if piece == END:
                 break
             new.append(piece)
@@ -156,6 +156,12 @@ def test_temperature_by_hand():
     for dice, expected in ((0.79, 1), (0.81, 0)):
         assert choose(logits(0.2, 0.4), 0.5, 1.0, torch.tensor([dice])).tolist() == [expected]
     assert choose(logits(0.2, 0.4), 0.0, 1.0, torch.tensor([0.99])).tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-40, 1e-6])
+def test_all_but_no_temperature_is_the_likeliest(temperature: float):
+    values = torch.tensor([[900.0, 899.0, -torch.inf], [-3e38, -1e38, -2e38]])
+    assert choose(values, temperature, 1.0, torch.tensor([0.99, 0.99])).tolist() == [0, 1]
 
 
 def test_dice_never_fall_outside():

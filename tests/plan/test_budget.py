@@ -129,3 +129,14 @@ def test_the_table_says_what_is_estimated(capsys: pytest.CaptureFixture[str], tm
 def test_a_precision_that_training_does_not_take_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "trainer.precision=bf16-true", "data.batch_size=2"]) == 2
     assert "trainer.precision: bf16-true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--gpu-gb=nan", "--gpu-gb=inf", "--tflops=-1", "--tflops=0", "--tflops=x", "--devices=0"]
+)
+def test_a_measure_that_is_none_is_refused(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", flag])
+    assert stopped.value.code == 2
+    name, _, value = flag.partition("=")
+    assert f"argument {name}: {value!r} is no" in capsys.readouterr().err
