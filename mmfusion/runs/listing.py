@@ -9,15 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, RootModel
 
 from mmfusion.runs.folder import RunError
 from mmfusion.runs.history import Curves, logged
+from mmfusion.runs.plain import plain_yaml
 from mmfusion.runs.status import Status, load, read_status
 
 DEPTH = 4  # of a run below the folder of all: name/time, of a sweep name/time/number
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Environment(BaseModel):
@@ -77,7 +76,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return str(self.config.get("name", "?"))
+        name = self.config.get("name")
+        return name if isinstance(name, str) else "?"
 
     @property
     def began(self) -> float | None:
@@ -196,9 +196,9 @@ def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: not as a run writes it ({' '.join(str(error).split())[:120]})") from error
+        tree = plain_yaml(path)
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path}: not as a run writes it ({error})") from error
     if not isinstance(tree, dict):
         raise RunError(f"{path}: not as a run writes it (no mapping)")
     return {str(key): value for key, value in tree.items()}

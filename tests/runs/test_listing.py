@@ -133,6 +133,9 @@ def test_a_run_of_a_version_without_heartbeats_is_read_from_its_log(tmp_path: Pa
         ("config.yaml", "a: [1"),
         ("config.yaml", "- 1"),
         ("config.yaml", "x: !!python/object/apply:os.system [touch ran]"),
+        ("config.yaml", "name: " + "[" * 900),
+        ("config.yaml", "name: &a [x, x]\nother: [*a, *a]"),  # ten such lines are a billion nodes
+        ("config.yaml", "name: " + "x" * 1_000_001),
         ("environment.json", '{"cores": "many"}'),
         ("metrics.json", '[{"task": "t", "metric": "m", "value": "high"}]'),
         ("status.json", "null"),
@@ -150,6 +153,10 @@ def test_a_damaged_file_is_one_line_that_names_it(
     assert str(error.value).startswith(f"{run / name}: not ")
     assert "\n" not in str(error.value)
     assert not Path("ran").exists()
+
+
+def test_a_name_that_is_no_text_is_none(tmp_path: Path) -> None:
+    assert runs.read(make(tmp_path / "run", config={"name": ["x"] * 1000})).name == "?"
 
 
 def test_half_a_line_at_a_logs_end_is_left_out(tmp_path: Path) -> None:
