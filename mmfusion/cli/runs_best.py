@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from mmfusion.runs import choosing, listing, tables
 
     root = Path(options.folder)
-    found, problems = listing.read_all(root)
+    found, problems = listing.read_all(root, logs=True)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)

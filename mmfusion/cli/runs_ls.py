@@ -33,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
     from mmfusion.runs import choosing, listing, tables
 
     root = Path(options.folder)
-    found, problems = listing.read_all(root)
+    logs = options.json or bool(options.metric) or options.sort not in choosing.ORDERS
+    found, problems = listing.read_all(root, logs=logs)
     found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)
     found = choosing.ordered(found, options.sort, reverse=options.reverse)
     for problem in problems:

@@ -204,14 +204,20 @@ def _config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def read_all(root: Path) -> tuple[list[Run], list[str]]:
-    """Every run below `root`, newest first, and a line for each folder that is none or is damaged."""
+def read_all(root: Path, *, logs: bool) -> tuple[list[Run], list[str]]:
+    """Every run below `root`, newest first, and a line for each folder that is none or is damaged.
+
+    `logs` reads every log for all of the values; else only those without which steps and loss are not known.
+    """
     folders, foreign = find(root)
     found: list[Run] = []
     problems = [f"{folder}: no run in it" for folder in foreign]
     for folder in folders:
         try:
-            found.append(read(folder))
+            run = read(folder)
+            if logs or run.step == 0 or "val/loss" not in run.status.metrics:
+                _ = run.values  # a damaged log is known here, where the run can be left out
+            found.append(run)
         except RunError as error:
             problems.append(str(error))
     return sorted(found, key=lambda run: -(run.began or 0.0)), problems

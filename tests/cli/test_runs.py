@@ -102,12 +102,19 @@ def test_bad_input_is_one_line(arguments: str, expected: str, root: Path, capsys
     assert len(error.splitlines()) == 1
 
 
-def test_a_damaged_run_is_named_and_the_others_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "tiny" / "two" / "status.json").write_text("{")
-    assert main(["runs"]) == 0
+@pytest.mark.parametrize("command", ["runs", "runs ls --json", "runs best val/loss"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("status.json", "{"), ("status.json", '{"pid": -5}'), ("metrics.csv", "step\n" + "9" * 200_000)],
+)
+def test_a_damaged_run_is_named_and_the_others_are_listed(
+    command: str, name: str, content: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "tiny" / "two" / name).write_text(content)
+    assert main(command.split()) == 0
     printed = capsys.readouterr()
     assert "tiny/one" in printed.out
-    assert printed.err.startswith("left out: runs/tiny/two/status.json: not as a run writes it")
+    assert printed.err.startswith(f"left out: runs/tiny/two/{name}: not ")
 
 
 def test_every_state_can_be_asked_for() -> None:
