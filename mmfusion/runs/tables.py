@@ -153,8 +153,13 @@ def _configured(run: Run, key: str) -> str:
 
 
 def _files(folder: Path) -> str:
+    """Names with sizes; a link counts as itself, wherever it leads."""
     sizes = {
-        path.name + "/" * path.is_dir(): sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        path.name + "/" * path.is_dir(): sum(
+            file.lstat().st_size
+            for file in (path, *(() if path.is_symlink() else path.rglob("*")))
+            if file.is_symlink() or file.is_file()
+        )
         for path in sorted(folder.iterdir())
     }
     return ", ".join(f"{name} {words.size(count)}" for name, count in sizes.items())

@@ -63,6 +63,18 @@ def test_show_fits_a_screen_and_says_what_to_do_next(root: Path, capsys: pytest.
     assert lines[-1] == "go on with it: mmfusion train resume=runs/tiny/one"
 
 
+def test_show_does_not_look_behind_a_link(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "far").mkdir()
+    (root / "far" / "large.bin").write_bytes(b"x" * 100_000)
+    run = root / "tiny" / "one"
+    (run / "own").mkdir()
+    for link in (run / "away", run / "own" / "away"):
+        link.symlink_to(root / "far")
+    text = "\n".join(said("runs show runs/tiny/one", capsys))
+    assert "kB" not in text
+    assert f"away/ {len(str(root / 'far'))} B" in text
+
+
 def test_what_would_steer_a_terminal_is_not_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(root / "steering", state="failed", message="\x1b[2J[bold]gone[/bold]")
     text = "\n".join(said("runs show runs/steering", capsys))
