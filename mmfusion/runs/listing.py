@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -118,9 +119,8 @@ class Run:
         return self.values[name].value if name in self.values else None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the configuration and the curves."""
-        finite = {name: row for name, row in self.values.items() if math.isfinite(row.value)}
-        return {
+        """All of it but the configuration and the curves; None for numbers that JSON has no word for."""
+        told = {
             "folder": str(self.folder),
             "name": self.name,
             "began": self.began,
@@ -131,8 +131,17 @@ class Run:
             "parents": self.parents,
             "data": self.data,
             "commit": self.environment.commit,
-            "values": {name: row.model_dump(include={"value", "ci95", "n"}) for name, row in finite.items()},
+            "values": {name: row.model_dump(include={"value", "ci95", "n"}) for name, row in self.values.items()},
         }
+        return _finite(told)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def find(root: Path) -> tuple[list[Path], list[Path]]:
@@ -177,7 +186,8 @@ def read(folder: Path) -> Run:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; `mmfusion runs ls` lists those in runs")
     if not _is_run(folder):
-        raise RunError(f"{folder}: no run folder (it has no config.yaml); `mmfusion runs ls {folder}` looks below it")
+        below = shlex.join(("mmfusion", "runs", "ls", str(folder)))
+        raise RunError(f"{folder}: no run folder (it has no config.yaml); `{below}` looks below it")
     lineage, status = load(folder / "checkpoint" / "lineage.json", _Lineage), read_status(folder)
     config = _config(folder / "config.yaml")
     begun_from = [str(config["checkpoint"])] if config.get("checkpoint") else []
