@@ -31,7 +31,9 @@ def _history(run: Path) -> list[dict[str, str]]:
 
 
 def _joined(*files: Path) -> list[dict[str, str]]:
-    return [row for path in files for row in _rows(path)]
+    """Rows of the same step and columns once, the later: a killed `bring_history_back` leaves them in both files."""
+    rows = (row for path in files for row in _rows(path))
+    return list({(float(row["step"]), frozenset(name for name in row if row[name])): row for row in rows}.values())
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

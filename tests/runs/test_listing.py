@@ -172,6 +172,18 @@ def test_steps_that_are_none_and_cells_beyond_the_columns_are_left_out(tmp_path:
     assert runs.read(run).curves == {"val/loss": ([0.0], [3.0])}
 
 
+def test_history_that_was_being_brought_back_is_not_doubled(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", losses=[])
+    before, after = "step,val/loss,lr\n0,3.0,\n0,,0.1\n1,2.0,\n", "step,lr,val/loss\n0,,3.0\n0,0.1,\n1,,1.9\n2,,1.0\n"
+    (run / "metrics.before.csv").write_text(before)
+    (run / "metrics.csv").write_text(after)
+    expected = {"val/loss": ([0.0, 1.0, 2.0], [3.0, 1.9, 1.0]), "lr": ([0.0], [0.1])}
+    assert runs.read(run).curves == expected
+    runs.bring_history_back(run)
+    assert runs.read(run).curves == expected
+    assert len((run / "metrics.csv").read_text().splitlines()) == 5
+
+
 def test_half_a_line_at_a_logs_end_is_left_out(tmp_path: Path) -> None:
     run = make(tmp_path / "run", losses=[3.0, 2.0])
     with (run / "metrics.csv").open("a") as file:
