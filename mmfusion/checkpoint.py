@@ -31,6 +31,7 @@ from mmfusion import __version__, runs
 from mmfusion.config import ConfigError, build, targets
 from mmfusion.data.shards import MANIFEST
 from mmfusion.errors import UserError
+from mmfusion.runs import plain
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
@@ -39,7 +40,6 @@ CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
 HASHED = (CONFIG, WEIGHTS, TOKENIZER)
 Allowed = str | Callable[..., Any]  # an own class, by its dotted name or itself
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-MAX_CONFIG_BYTES = 1_000_000
 MAX_HEADER_BYTES = 100_000_000
 
 # What a checkpoint may build. Each name is a class or function of ours that reads no file and runs nothing it is given.
@@ -297,25 +297,12 @@ def _kind(path: Path) -> str:
     return "a single file"
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Plain values only, and no aliases: ten lines of them can stand for a billion nodes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        if getattr(self.peek_event(), "tag", None) is not None:  # !!omap, !!set: what looks into dicts and lists misses
-            raise yaml.YAMLError("tags (!!name) are not allowed")
-        return super().compose_node(parent, index)
-
-
 def plain_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of plain values, empty where it holds something else than keys. Raises CheckpointError."""
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path}: larger than {MAX_CONFIG_BYTES:,} bytes; this is no configuration of ours")
     try:
-        read = yaml.load(path.read_bytes(), _PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+        read = plain.plain_yaml(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return read if isinstance(read, dict) else {}
 
 

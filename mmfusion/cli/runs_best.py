@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,20 +23,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.runs import choosing, listing, tables
+    from mmfusion.runs import choosing, listing, tables, words
 
     root = Path(options.folder)
-    found, problems = listing.read_all(root)
+    found, problems = listing.read_all(root, logs=True)
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {words.printable(problem)}", file=sys.stderr)
     found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)
     name = choosing.metric_named(found, options.metric)
     best = choosing.ordered([one for one in found if name in one.values], name)[: options.n]
     out = tables.console()
-    out.print(f"{name}, the {'lowest' if choosing.lower_is_better(name) else 'highest'} first", soft_wrap=True)
+    end = "lowest" if choosing.lower_is_better(name) else "highest"
+    out.print(f"{words.printable(name)}, the {end} first", soft_wrap=True)
     out.print(tables.ranked(best, root, name))
     if len({one.data for one in best}) > 1:
         out.print("not all of the same data: their values are not comparable")
     if len(best) > 1 and any(one.values[name].ci95 for one in best):
-        out.print(f"Intervals of two runs that overlap are no test; paired: mmfusion evaluate {best[0].folder} …")
+        first = words.printable(shlex.quote(str(best[0].folder)))
+        out.print(f"Intervals of two runs that overlap are no test; paired: mmfusion evaluate {first} …")
     return 0

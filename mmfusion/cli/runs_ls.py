@@ -30,16 +30,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import json
 
-    from mmfusion.runs import choosing, listing, tables
+    from mmfusion.runs import choosing, listing, tables, words
 
     root = Path(options.folder)
-    found, problems = listing.read_all(root)
+    logs = options.json or bool(options.metric) or options.sort not in choosing.ORDERS
+    found, problems = listing.read_all(root, logs=logs)
     found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)
     found = choosing.ordered(found, options.sort, reverse=options.reverse)
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        print(f"left out: {words.printable(problem)}", file=sys.stderr)
     if options.json:
-        print(json.dumps([one.as_json() for one in found], indent=1, ensure_ascii=False))
+        print(json.dumps([one.as_json() for one in found], indent=1, allow_nan=False))
         return 0
     metrics = [choosing.metric_named(found, name) for name in options.metric] or tables.key_metrics(found)
     out = tables.console()

@@ -7,6 +7,7 @@ What is missing and what interpolations give is for `mmfusion config --check`.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def json_schema(root: Callable[..., object], trees: Sequence[Path]) -> Schema:
     definitions |= {"root": _call(root, known), "node": node, "foreign": {"not": {"enum": list(known)}}}
     definitions["root"]["properties"]["hydra"] = {"type": "object"}
     places = [definitions["root"]["properties"][name] for name in arguments_of(root)[0]]
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mmfusion configuration",
         "if": {"required": ["_target_"]},
@@ -56,6 +57,17 @@ def json_schema(root: Callable[..., object], trees: Sequence[Path]) -> Schema:
         "else": _file(places, list(arguments_of(root)[0])),
         "$defs": definitions,
     }
+    return _ordered(schema)
+
+
+def _ordered(part: Any) -> Any:
+    """Members of unions in one order: Python gives that in which the first of equal unions was written."""
+    if isinstance(part, dict):
+        ordered = {key: _ordered(value) for key, value in part.items()}
+        if isinstance(choices := ordered.get("anyOf"), list):
+            ordered["anyOf"] = sorted(choices, key=lambda choice: json.dumps(choice, sort_keys=True))
+        return ordered
+    return [_ordered(item) for item in part] if isinstance(part, list) else part
 
 
 def _file(places: Sequence[Schema], keys: Sequence[str]) -> Schema:

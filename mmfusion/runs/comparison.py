@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _grouped(runs: dict[str, Run], of: Callable[[Run], Any]) -> dict[Any, list[s
 
 def unpaired(runs: Sequence[Run]) -> str:
     """What intervals side by side do not say, and what does."""
-    folders = " ".join(str(run.folder) for run in runs)
+    folders = shlex.join(str(run.folder) for run in runs)
     return (
         "Each run's interval is its own: these differences are unpaired, and two intervals that overlap are no test. "
         f"For paired differences: mmfusion evaluate {folders}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def create(folder: Path) -> list[Path]:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            remedy = f"choose another with paths.run=FOLDER, or go on with resume={folder}"
+            remedy = f"choose another with paths.run=FOLDER, or go on with resume={shlex.quote(str(folder))}"
             raise RunError(f"{folder}: is not empty; {remedy}")
         write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
         if patch := changes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from mmfusion.runs.folder import RunError, write
@@ -13,7 +14,7 @@ Curves = dict[str, tuple[list[float], list[float]]]  # name: steps, values
 
 def set_history_aside(run: Path, until: int) -> None:
     """Keep the logged rows of the steps before `until`; the logger starts a file of its own when a run goes on."""
-    rows = [row for row in _history(run) if int(row["step"]) < until]
+    rows = [row for row in _history(run) if float(row["step"]) < until]
     _write_history(run / "metrics.before.csv", rows)
     (run / "metrics.csv").unlink(missing_ok=True)
 
@@ -26,7 +27,13 @@ def bring_history_back(run: Path) -> None:
 
 
 def _history(run: Path) -> list[dict[str, str]]:
-    return [row for name in ("metrics.before.csv", "metrics.csv") for row in _rows(run / name)]
+    return _joined(run / "metrics.before.csv", run / "metrics.csv")
+
+
+def _joined(*files: Path) -> list[dict[str, str]]:
+    """Rows of the same step and columns once, the later: a killed `bring_history_back` leaves them in both files."""
+    rows = (row for path in files for row in _rows(path))
+    return list({(float(row["step"]), frozenset(name for name in row if row[name])): row for row in rows}.values())
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -34,9 +41,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if row.get("step")]  # a killed writer may leave half a line
-    except (csv.Error, UnicodeDecodeError) as error:
+            return [row for row in csv.DictReader(file) if _step(row.get("step")) is not None]
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise RunError(f"{path}: not a log as training writes it ({error})") from error
+
+
+def _step(cell: str | None) -> float | None:
+    """None for what is no step: a killed writer may leave half a line."""
+    try:
+        step = float(cell or "nan")
+    except ValueError:
+        return None
+    return step if math.isfinite(step) else None
 
 
 def curves(*files: Path) -> Curves:
@@ -45,16 +61,16 @@ def curves(*files: Path) -> Curves:
     Raises RunError for a file that is no log.
     """
     found: Curves = {}
-    for row in (row for path in files for row in _rows(path)):
+    for row in _joined(*files):
         for name, cell in row.items():
-            if name not in ("step", "epoch") and cell:
+            if name and name not in ("step", "epoch") and cell:  # cells beyond the columns have no name
                 try:
-                    point = float(row["step"]), float(cell)
+                    value = float(cell)
                 except ValueError:  # half a line
                     continue
                 steps, values = found.setdefault(name, ([], []))
-                steps.append(point[0])
-                values.append(point[1])
+                steps.append(float(row["step"]))
+                values.append(value)
     return found
 
 

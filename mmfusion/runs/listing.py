@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, RootModel
 
 from mmfusion.runs.folder import RunError
 from mmfusion.runs.history import Curves, logged
+from mmfusion.runs.plain import plain_yaml
 from mmfusion.runs.status import Status, load, read_status
 
 DEPTH = 4  # of a run below the folder of all: name/time, of a sweep name/time/number
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Environment(BaseModel):
@@ -77,7 +77,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return str(self.config.get("name", "?"))
+        name = self.config.get("name")
+        return name if isinstance(name, str) else "?"
 
     @property
     def began(self) -> float | None:
@@ -118,9 +119,8 @@ class Run:
         return self.values[name].value if name in self.values else None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the configuration and the curves."""
-        finite = {name: row for name, row in self.values.items() if math.isfinite(row.value)}
-        return {
+        """All of it but the configuration and the curves; None for numbers that JSON has no word for."""
+        told = {
             "folder": str(self.folder),
             "name": self.name,
             "began": self.began,
@@ -131,8 +131,17 @@ class Run:
             "parents": self.parents,
             "data": self.data,
             "commit": self.environment.commit,
-            "values": {name: row.model_dump(include={"value", "ci95", "n"}) for name, row in finite.items()},
+            "values": {name: row.model_dump(include={"value", "ci95", "n"}) for name, row in self.values.items()},
         }
+        return _finite(told)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def find(root: Path) -> tuple[list[Path], list[Path]]:
@@ -177,7 +186,8 @@ def read(folder: Path) -> Run:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; `mmfusion runs ls` lists those in runs")
     if not _is_run(folder):
-        raise RunError(f"{folder}: no run folder (it has no config.yaml); `mmfusion runs ls {folder}` looks below it")
+        below = shlex.join(("mmfusion", "runs", "ls", str(folder)))
+        raise RunError(f"{folder}: no run folder (it has no config.yaml); `{below}` looks below it")
     lineage, status = load(folder / "checkpoint" / "lineage.json", _Lineage), read_status(folder)
     config = _config(folder / "config.yaml")
     begun_from = [str(config["checkpoint"])] if config.get("checkpoint") else []
@@ -196,22 +206,28 @@ def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: not as a run writes it ({' '.join(str(error).split())[:120]})") from error
+        tree = plain_yaml(path)
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path}: not as a run writes it ({error})") from error
     if not isinstance(tree, dict):
         raise RunError(f"{path}: not as a run writes it (no mapping)")
     return {str(key): value for key, value in tree.items()}
 
 
-def read_all(root: Path) -> tuple[list[Run], list[str]]:
-    """Every run below `root`, newest first, and a line for each folder that is none or is damaged."""
+def read_all(root: Path, *, logs: bool) -> tuple[list[Run], list[str]]:
+    """Every run below `root`, newest first, and a line for each folder that is none or is damaged.
+
+    `logs` reads every log for all of the values; else only those without which steps and loss are not known.
+    """
     folders, foreign = find(root)
     found: list[Run] = []
     problems = [f"{folder}: no run in it" for folder in foreign]
     for folder in folders:
         try:
-            found.append(read(folder))
+            run = read(folder)
+            if logs or run.step == 0 or "val/loss" not in run.status.metrics:
+                _ = run.values  # a damaged log is known here, where the run can be left out
+            found.append(run)
         except RunError as error:
             problems.append(str(error))
     return sorted(found, key=lambda run: -(run.began or 0.0)), problems

@@ -22,7 +22,8 @@ def show(found: Comparison, out: Console) -> None:
         head.add_column(name, justify="left" if name in ("", "state", "commit", "data") else "right", no_wrap=True)
     for letter, run in found.runs.items():
         times = words.took(run), words.step_time(run), words.number(run.value("val/loss"))
-        head.add_row(letter, run.status.state, words.steps(run), *times, words.commit(run), words.data(run))
+        origin = words.printable(words.commit(run)), words.printable(words.data(run))
+        head.add_row(letter, run.status.state, words.steps(run), *times, *origin)
     out.print(head)
     for note in found.notes:
         out.print(f"· {words.printable(note)}")
@@ -38,7 +39,7 @@ def _differences(found: Comparison, out: Console) -> None:
     for letter in found.runs:
         made.add_column(letter, overflow="fold")
     for key, row in found.differences.items():
-        made.add_row(key, *("-" if value is None else words.printable(value) for value in row))
+        made.add_row(words.printable(key), *("-" if value is None else words.printable(value) for value in row))
     out.print(made)
 
 
@@ -59,4 +60,4 @@ def _metrics(found: Comparison, out: Console) -> None:
             for index, cell in enumerate(values):
                 made.add_row("" if index else words.printable(name), letters[index], *cell)
     out.print(made)
-    out.print(unpaired(list(found.runs.values())), soft_wrap=True)
+    out.print(words.printable(unpaired(list(found.runs.values()))), soft_wrap=True)

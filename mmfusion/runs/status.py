@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from mmfusion.runs.folder import RunError, write
 from mmfusion.runs.provenance import without_secrets
@@ -49,7 +49,7 @@ class Status(BaseModel):
     spent_s: float = 0.0
     host: str = ""
     place: str = ""
-    pid: int = 0
+    pid: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     started: float = 0.0
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ def listed(found: Sequence[Run], root: Path, metrics: Sequence[str], width: int)
     """`runs ls`: on a narrow terminal without the columns that `runs show` has as well."""
 
     def metric(name: str) -> Column:
-        return name.replace("/", "\n", 1), lambda run: words.number(run.value(name))
+        return words.printable(name).replace("/", "\n", 1), lambda run: words.number(run.value(name))
 
     unnamed = [run for run in found if run.name not in below(run.folder, root).split("/")]
     columns: list[Column] = [
@@ -121,7 +122,7 @@ def show(run: Run, out: Console) -> None:
         out.print(made)
     out.print()
     for line in _next(run):
-        out.print(line, soft_wrap=True)  # to be copied in one piece
+        out.print(words.printable(line), soft_wrap=True)  # to be copied in one piece
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -153,8 +154,13 @@ def _configured(run: Run, key: str) -> str:
 
 
 def _files(folder: Path) -> str:
+    """Names with sizes; a link counts as itself, wherever it leads."""
     sizes = {
-        path.name + "/" * path.is_dir(): sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        path.name + "/" * path.is_dir(): sum(
+            file.lstat().st_size
+            for file in (path, *(() if path.is_symlink() else path.rglob("*")))
+            if file.is_symlink() or file.is_file()
+        )
         for path in sorted(folder.iterdir())
     }
     return ", ".join(f"{name} {words.size(count)}" for name, count in sizes.items())
@@ -162,14 +168,14 @@ def _files(folder: Path) -> str:
 
 def _next(run: Run) -> list[str]:
     """What can be done with the run now, as commands."""
-    folder, state = run.folder, run.status.state
+    folder, quoted, state = run.folder, shlex.quote(str(run.folder)), run.status.state
     if state in LIVE:
         return [f"stop it after a step:  kill -INT {run.status.pid}  (on {run.status.host})"]
     lines = []
     if (folder / "report.html").exists():
         lines.append(f"its report:    {(folder / 'report.html').resolve().as_uri()}")
     elif resume_points(folder):
-        lines.append(f"go on with it: mmfusion train resume={folder}")
+        lines.append(f"go on with it: mmfusion train resume={quoted}")
     if (folder / "checkpoint").exists():
-        lines.append(f"evaluate it:   mmfusion evaluate {folder}")
+        lines.append(f"evaluate it:   mmfusion evaluate {quoted}")
     return lines or [f"nothing was saved; start again: {run.environment.command}"]

@@ -45,6 +45,15 @@ def test_ls_json_holds_every_value(root: Path, capsys: pytest.CaptureFixture[str
     assert found[0]["values"]["naming/R@1"] == {"value": 0.25, "ci95": [0.15, 0.35], "n": 40}
 
 
+def test_ls_json_is_json_whatever_was_measured(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "tiny" / "one" / "metrics.json").write_text(
+        '[{"task": "t", "metric": "m", "value": NaN, "ci95": [0.5, Infinity]}]'
+    )
+    text = "\n".join(said("runs ls --json", capsys))
+    found = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert found[1]["values"]["t/m"] == {"value": None, "ci95": [0.5, None], "n": None}
+
+
 def test_best_ranks_by_the_metrics_own_direction(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = said("runs best R@1", capsys)
     assert lines[0] == "naming/R@1, the highest first"
@@ -63,11 +72,53 @@ def test_show_fits_a_screen_and_says_what_to_do_next(root: Path, capsys: pytest.
     assert lines[-1] == "go on with it: mmfusion train resume=runs/tiny/one"
 
 
-def test_what_would_steer_a_terminal_is_not_printed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make(root / "steering", state="failed", message="\x1b[2J[bold]gone[/bold]")
-    text = "\n".join(said("runs show runs/steering", capsys))
-    assert "\x1b" not in text
-    assert "[bold]gone[/bold]" in text
+def test_show_does_not_look_behind_a_link(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "far").mkdir()
+    (root / "far" / "large.bin").write_bytes(b"x" * 100_000)
+    run = root / "tiny" / "one"
+    (run / "own").mkdir()
+    for link in (run / "away", run / "own" / "away"):
+        link.symlink_to(root / "far")
+    text = "\n".join(said("runs show runs/tiny/one", capsys))
+    assert "kB" not in text
+    assert f"away/ {len(str(root / 'far'))} B" in text
+
+
+STEERING = "\x1b[2J[bold]gone[/bold]\x9b"
+
+
+@pytest.mark.parametrize(
+    "command", ["runs show", "runs ls", "runs ls --metric", "runs ls --json", "runs best", "compare runs/tiny/one"]
+)
+def test_what_would_steer_a_terminal_is_not_printed(
+    command: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**measured(0.25, (0.15, 0.35), metric=STEERING.replace("/", "")), "task": "task"}]
+    run = make(
+        root / STEERING.replace("/", ""),
+        state="failed",
+        message=STEERING,
+        metrics=rows,
+        config={STEERING: 1},
+        data=STEERING,
+    )
+    (run / "environment.json").write_text(json.dumps({"command": f"mmfusion {STEERING}", "commit": STEERING}))
+    (make(root / "\x1b[2Jdamaged") / "status.json").write_text("{")
+    given = {"runs ls --metric": "task/" + rows[0]["metric"], "runs best": "task/" + rows[0]["metric"]}
+    last = given.get(command, "runs" if command.startswith("runs ls") else str(run.relative_to(root.parent)))
+    assert main([*command.split(), last]) == 0
+    printed = capsys.readouterr()
+    assert not {"\x1b", "\x9b"} & set(printed.out + printed.err)
+    assert "[bold]gone" in printed.out.replace("\n", "")
+
+
+def test_suggested_commands_can_be_copied(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(root / "my run; rm", metrics=[measured(0.9, (0.8, 1.0))])
+    (run / "checkpoint").mkdir()
+    command = "mmfusion evaluate 'runs/my run; rm'"
+    for given in (["runs", "show", str(run.relative_to(root.parent))], ["runs", "best", "R@1"]):
+        assert main(given) == 0
+        assert command in " ".join(capsys.readouterr().out.split())
 
 
 def test_compare_prints_and_writes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,12 +153,19 @@ def test_bad_input_is_one_line(arguments: str, expected: str, root: Path, capsys
     assert len(error.splitlines()) == 1
 
 
-def test_a_damaged_run_is_named_and_the_others_are_listed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (root / "tiny" / "two" / "status.json").write_text("{")
-    assert main(["runs"]) == 0
+@pytest.mark.parametrize("command", ["runs", "runs ls --json", "runs best val/loss"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("status.json", "{"), ("status.json", '{"pid": -5}'), ("metrics.csv", "step\n" + "9" * 200_000)],
+)
+def test_a_damaged_run_is_named_and_the_others_are_listed(
+    command: str, name: str, content: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "tiny" / "two" / name).write_text(content)
+    assert main(command.split()) == 0
     printed = capsys.readouterr()
     assert "tiny/one" in printed.out
-    assert printed.err.startswith("left out: runs/tiny/two/status.json: not as a run writes it")
+    assert printed.err.startswith(f"left out: runs/tiny/two/{name}: not ")
 
 
 def test_every_state_can_be_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_it_says_of_a_change_what_check_says(
 )
 def test_a_file_that_holds_a_part_is_checked_too(ours: Any, part: dict[str, Any], valid: bool) -> None:
     assert ours.is_valid(part) == valid
+
+
+def test_unions_in_another_order_give_the_same_bytes() -> None:
+    def one(*, a: int | str | None = None, b: dict[str, list[int | str]] | None = None) -> None: ...
+
+    def other(*, a: str | int | None = None, b: dict[str, list[str | int]] | None = None) -> None: ...
+
+    first, second = (json.dumps(config.json_schema(root, [])) for root in (one, other))
+    assert first == second
 
 
 class Touch:

@@ -48,7 +48,7 @@ def names(found: list[runs.Run], root: Path) -> list[str]:
 
 
 def test_runs_are_found_newest_first_and_what_is_none_is_named(several: Path) -> None:
-    found, problems = listing.read_all(several)
+    found, problems = listing.read_all(several, logs=True)
     assert names(found, several) == ["last", "sweep/time/0", "first/a"]
     assert len(problems) == 2
     assert problems[0] == f"{several / 'other'}: no run in it"
@@ -78,12 +78,12 @@ def test_a_run_says_what_its_folder_holds(several: Path) -> None:
     ],
 )
 def test_orders_by_hand(key: str, expected: list[str], several: Path) -> None:
-    found, _ = listing.read_all(several)
+    found, _ = listing.read_all(several, logs=True)
     assert names(choosing.ordered(found, key), several) == expected
 
 
 def test_reversed_the_runs_without_the_metric_stay_last(several: Path) -> None:
-    found, _ = listing.read_all(several)
+    found, _ = listing.read_all(several, logs=True)
     order = names(choosing.ordered(found, "median rank", reverse=True), several)
     assert order == ["sweep/time/0", "last", "first/a"]
 
@@ -100,12 +100,12 @@ def test_reversed_the_runs_without_the_metric_stay_last(several: Path) -> None:
     ],
 )
 def test_filters(state: str | None, name: str | None, stage: str | None, expected: list[str], several: Path) -> None:
-    found, _ = listing.read_all(several)
+    found, _ = listing.read_all(several, logs=True)
     assert names(choosing.chosen(found, state=state, name=name, stage=stage), several) == expected
 
 
 def test_an_unknown_metric_names_the_near_one_and_all_there_are(several: Path) -> None:
-    found, _ = listing.read_all(several)
+    found, _ = listing.read_all(several, logs=True)
     with pytest.raises(runs.RunError) as error:
         choosing.metric_named(found, "naming/R@2")
     assert str(error.value) == (
@@ -116,7 +116,7 @@ def test_an_unknown_metric_names_the_near_one_and_all_there_are(several: Path) -
 def test_a_metric_that_two_tasks_have_must_say_which(tmp_path: Path) -> None:
     make(tmp_path / "a", metrics=[measured(0.2), {**measured(0.1), "task": "hearing"}])
     with pytest.raises(runs.RunError, match="R@1: several tasks have it; say which: naming/R@1, hearing/R@1"):
-        choosing.metric_named(listing.read_all(tmp_path)[0], "R@1")
+        choosing.metric_named(listing.read_all(tmp_path, logs=True)[0], "R@1")
 
 
 def test_a_run_of_a_version_without_heartbeats_is_read_from_its_log(tmp_path: Path) -> None:
@@ -133,9 +133,14 @@ def test_a_run_of_a_version_without_heartbeats_is_read_from_its_log(tmp_path: Pa
         ("config.yaml", "a: [1"),
         ("config.yaml", "- 1"),
         ("config.yaml", "x: !!python/object/apply:os.system [touch ran]"),
+        ("config.yaml", "name: " + "[" * 900),
+        ("config.yaml", "name: &a [x, x]\nother: [*a, *a]"),  # ten such lines are a billion nodes
+        ("config.yaml", "name: " + "x" * 1_000_001),
         ("environment.json", '{"cores": "many"}'),
         ("metrics.json", '[{"task": "t", "metric": "m", "value": "high"}]'),
         ("status.json", "null"),
+        ("status.json", '{"state": "running", "pid": -5}'),
+        ("status.json", '{"state": "running", "pid": 99999999999999999999}'),
         ("metrics.csv", "step,val/loss\n" + "9" * 200_000),
     ],
 )
@@ -150,6 +155,33 @@ def test_a_damaged_file_is_one_line_that_names_it(
     assert str(error.value).startswith(f"{run / name}: not ")
     assert "\n" not in str(error.value)
     assert not Path("ran").exists()
+
+
+def test_a_name_that_is_no_text_is_none(tmp_path: Path) -> None:
+    assert runs.read(make(tmp_path / "run", config={"name": ["x"] * 1000})).name == "?"
+
+
+def test_steps_that_are_none_and_cells_beyond_the_columns_are_left_out(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    (run / "status.json").unlink()
+    log = "step,val/loss\n1e400,9\nnan,9\nx,9\n0,3.0,9,9\n1,2.0\n"
+    (run / "metrics.csv").write_text(log)
+    old = runs.read(run)
+    assert (old.curves, old.step) == ({"val/loss": ([0.0, 1.0], [3.0, 2.0])}, 2)
+    runs.set_history_aside(run, until=1)
+    assert runs.read(run).curves == {"val/loss": ([0.0], [3.0])}
+
+
+def test_history_that_was_being_brought_back_is_not_doubled(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", losses=[])
+    before, after = "step,val/loss,lr\n0,3.0,\n0,,0.1\n1,2.0,\n", "step,lr,val/loss\n0,,3.0\n0,0.1,\n1,,1.9\n2,,1.0\n"
+    (run / "metrics.before.csv").write_text(before)
+    (run / "metrics.csv").write_text(after)
+    expected = {"val/loss": ([0.0, 1.0, 2.0], [3.0, 1.9, 1.0]), "lr": ([0.0], [0.1])}
+    assert runs.read(run).curves == expected
+    runs.bring_history_back(run)
+    assert runs.read(run).curves == expected
+    assert len((run / "metrics.csv").read_text().splitlines()) == 5
 
 
 def test_half_a_line_at_a_logs_end_is_left_out(tmp_path: Path) -> None:
