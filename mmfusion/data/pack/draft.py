@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -125,9 +126,19 @@ def text_piece(text: str, lang: str | None) -> Piece:
 
 def in_words(label: str) -> str:
     """A label as it would be said: `bar_headed-goose` is bar headed goose."""
-    return " ".join(re.split(r"[\s_-]+", label.strip("_- "))) or label
+    return _parted(label, " ").strip("_ ") or label
 
 
 def slug(label: str) -> str:
-    """A label as a concept: lower case, any other sign but letters and digits a hyphen."""
-    return re.sub(r"[\W_]+", "-", label.casefold()).strip("-") or label
+    """A label as a concept: labels that differ in case or in what parts their words are one, all others are not."""
+    return _parted(unicodedata.normalize("NFC", label).casefold(), "-")
+
+
+def _parted(label: str, sign: str) -> str:
+    """`sign` for what parts two words; the minus of -5 parts none."""
+
+    def part(found: re.Match[str]) -> str:
+        beside = label[found.start() - 1], label[found.end()]
+        return sign if all(unicodedata.category(c)[0] in "LMN" for c in beside) else found[0]
+
+    return re.sub(r"(?<=[^\s_-])[\s_-]+(?=[^\s_-])", part, label)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sources import colour, packed, put, table
 
-from mmfusion.data.pack.draft import Draft, Settings
+from mmfusion.data.pack.draft import Draft, Settings, in_words, slug
 from mmfusion.data.pack.keys import Keys, safe
 from mmfusion.data.pack.pack import pack
 from mmfusion.data.pack.splits import deal
@@ -154,6 +154,17 @@ def test_a_split_column_without_validation_gets_one_only_when_asked(tmp_path: Pa
 def test_impossible_shares_are_refused(tmp_path: Path, shares: tuple[float, float]) -> None:
     with pytest.raises(DataError, match="shares are at least 0, and together less than 1"):
         pack(tmp_path, tmp_path / "out", validation=shares[0], test=shares[1])
+
+
+# ------------------------------------------------------------------------------------------------------------- concepts
+
+
+def test_labels_are_one_concept_only_where_case_or_what_parts_their_words_differs() -> None:
+    labels = ["काला", "काली", "कील", "C", "C++", "C#", "5", "-5", "x: 5", "x: -5", "_"]
+    assert len({slug(label) for label in labels}) == len({in_words(label) for label in labels}) == len(labels)
+    assert {slug(label) for label in ("Caf\u00e9 noir", "cafe\u0301_NOIR", "CAF\u00c9 - noir")} == {"caf\u00e9-noir"}
+    assert slug("काला_घोड़ा") == slug("काला घोड़ा")
+    assert (in_words("bar_headed-goose"), in_words("_x_")) == ("bar headed goose", "x")
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
