@@ -65,6 +65,15 @@ def test_a_killed_pack_leaves_no_out_and_the_next_one_cleans_up(
     assert listing(tmp_path / "out") == [MANIFEST, "mine", "tokenizer.model"]
 
 
+def test_what_is_told_of_a_bad_picture_is_the_same_each_time(source: Path) -> None:
+    put(source / "cats" / "bad.png", "no picture")
+    for out in ("a", "b"):
+        pack(source, source.parent / out)
+    told = (source.parent / "a" / "skipped.csv").read_text()
+    assert "cats/bad.png,\"corrupt picture: no PNG, JPEG or WEBP\"" in told.splitlines()[1]
+    assert (source.parent / "b" / "skipped.csv").read_text() == told
+
+
 def test_two_packs_to_one_place_do_not_meet(source: Path) -> None:
     out = source.parent / "out"
     with draft_folder(out) as draft:
