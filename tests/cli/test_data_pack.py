@@ -72,6 +72,7 @@ def test_the_summary_names_columns_splits_languages_labels_and_what_was_left_out
     for words in (
         "mine.csv: 40 rows", "image pictures", "sensor series", "split by file: 10% for validation and 10% for test",
         "source split samples image sensor text hours MB shards", "languages: de 39", "labels: red fish 10",
+        "series npy 39: acc (g)",
     ):  # fmt: skip
         assert words in lines
     assert "1 rows left out" in said.err

@@ -38,13 +38,17 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Good:
-    """A draft that can be packed, with its final key, its files' digests, what it takes in a tar, its modalities."""
+    """A draft that can be packed, with its final key, its files' digests, what it takes in a tar, its modalities.
+
+    `series` is each series' member and channels with units.
+    """
 
     draft: Draft
     key: str
     digests: tuple[str, ...]
     bytes: int
     kinds: tuple[Modality, ...] = ()
+    series: tuple[tuple[str, str], ...] = ()
 
 
 def check_all(
@@ -87,7 +91,12 @@ def _check(asked: tuple[Draft, str]) -> Good | Skipped:
         return Skipped(draft.row, key, file, error.reason, str(error).removeprefix(error.reason).removeprefix(": "))
     except (DataError, ValueError) as error:
         return Skipped(draft.row, key, file, "cannot be packed", str(error))
-    return Good(draft, key, tuple(digests), size, tuple(part.type for part in parts))
+    series = tuple((part.file or "", _channels(part)) for part in parts if part.type == "sensor")
+    return Good(draft, key, tuple(digests), size, tuple(part.type for part in parts), series)
+
+
+def _channels(part: Part) -> str:
+    return ", ".join(f"{name} ({unit})" for name, unit in zip(part.channels, part.units, strict=True))
 
 
 def sample_of(draft: Draft, key: str, parts: Sequence[Part], source: str | None = None) -> Sample:

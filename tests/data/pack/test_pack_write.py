@@ -70,7 +70,7 @@ def test_what_is_told_of_a_bad_picture_is_the_same_each_time(source: Path) -> No
     for out in ("a", "b"):
         pack(source, source.parent / out)
     told = (source.parent / "a" / "skipped.csv").read_text()
-    assert "cats/bad.png,\"corrupt picture: no PNG, JPEG or WEBP\"" in told.splitlines()[1]
+    assert 'cats/bad.png,"corrupt picture: no PNG, JPEG or WEBP"' in told.splitlines()[1]
     assert (source.parent / "b" / "skipped.csv").read_text() == told
 
 
