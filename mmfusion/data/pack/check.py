@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import os
 from collections import Counter
@@ -16,6 +15,7 @@ from mmfusion.data.decode import decode_part
 from mmfusion.data.format import dump_sample, parse_sample
 from mmfusion.data.pack.draft import Draft
 from mmfusion.data.pack.keys import Keys
+from mmfusion.data.repeats import digests
 from mmfusion.types import DataError, Modality, Part, Sample, SkipSample
 
 _THREADS = 16
@@ -38,7 +38,7 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Good:
-    """A draft that can be packed, with its final key, its files' digests, what it takes in a tar, its modalities.
+    """A draft that can be packed, with its final key, the digests of its files or texts, what it takes in a tar, its modalities.
 
     `series` is each series' member and channels with units.
     """
@@ -72,7 +72,6 @@ def check_all(
 
 def _check(asked: tuple[Draft, str]) -> Good | Skipped:
     draft, key = asked
-    digests: list[str] = []
     size = 0
     file = ""
     parts: list[Part] = []
@@ -82,7 +81,6 @@ def _check(asked: tuple[Draft, str]) -> Good | Skipped:
             part = piece.read()
             if isinstance(part.data, bytes):
                 decode_part(part)
-                digests.append(hashlib.blake2b(part.data, digest_size=16).hexdigest())
                 size += len(part.data)
             parts.append(part)
         file = ""
@@ -92,7 +90,8 @@ def _check(asked: tuple[Draft, str]) -> Good | Skipped:
     except (DataError, ValueError) as error:
         return Skipped(draft.row, key, file, "cannot be packed", str(error))
     series = tuple((part.file or "", _channels(part)) for part in parts if part.type == "sensor")
-    return Good(draft, key, tuple(digests), size, tuple(part.type for part in parts), series)
+    same = tuple(digest.hex() for digest in digests(parts))
+    return Good(draft, key, same, size, tuple(part.type for part in parts), series)
 
 
 def _channels(part: Part) -> str:

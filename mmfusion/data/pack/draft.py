@@ -38,21 +38,24 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draft:
-    """One sample still to be read. `row` counts from 1; `key` is any text; `group` None: its files are the group."""
+    """One sample still to be read. `row` counts from 1; `key` is any text.
+
+    `groups` are all that it must not be parted from; without any, its files are the group.
+    """
 
     row: int
     key: str
     pieces: Callable[[], Iterable[Piece]]
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     split: Split | None = None
-    group: str | None = None
+    groups: Sequence[str] = ()
     source: str | None = None
     licence: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a layout makes of a source: `total` drafts, what to tell (`notes`), and what `Draft.group` is."""
+    """What a layout makes of a source: `total` drafts, what to tell (`notes`), and what `Draft.groups` are."""
 
     drafts: Iterator[Draft]
     total: int

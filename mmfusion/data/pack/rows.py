@@ -29,7 +29,7 @@ def find(source: Path, settings: Settings) -> Found:
         drafts=(_Maker(table, columns, settings, root)(i) for i in range(len(table.rows))),
         total=len(table.rows),
         notes=[f"{source}: {len(table.rows)} rows", *columns.notes(table, settings.lang)],
-        group=f"{columns.group}, or file where that is empty" if columns.group else "file",
+        group=f"{' and '.join(columns.groups)}, or file where that is empty" if columns.groups else "file",
     )
 
 
@@ -59,14 +59,13 @@ class _Maker:
         if concept := said.get("concept") or slug(shown):
             labels["concept"] = concept
         first = next((row[m.column] for m in self.columns.media if row.get(m.column)), f"row-{i + 1}")
-        group = row.get(self.columns.group) if self.columns.group else None
         return Draft(
             row=i + 1,
             key=said.get("key") or os.path.splitext(first)[0],
             pieces=lambda: self._pieces(self.table.rows[i], row, said, shown),
             labels=labels,
             split=SPLITS[said["split"].lower()] if "split" in said else None,
-            group=f"{self.columns.group}={group}" if group else None,
+            groups=[f"{column}={row[column]}" for column in self.columns.groups if row.get(column)],
             source=said.get("source") or self.settings.source,
             licence=said.get("licence") or self.settings.licence,
         )
