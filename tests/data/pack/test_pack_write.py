@@ -160,3 +160,17 @@ def test_a_file_that_changes_while_it_is_packed_stops_it(source: Path, monkeypat
     with pytest.raises(DataError, match=r"cats/3: changed while it was packed \(missing file\)"):
         pack(source, source.parent / "out")
     assert listing(source.parent) == ["in"]
+
+
+@pytest.mark.parametrize("now", [colour(200), b"no picture"])
+def test_a_file_that_is_another_when_it_is_written_stops_it(
+    source: Path, now: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deal(*rest: object) -> tuple[list[str], list[str]]:
+        put(source / "cats" / "3.png", now)
+        return ["train"] * 12, []
+
+    monkeypatch.setattr(packing, "deal", deal)
+    with pytest.raises(DataError, match=r"cats/3\.png: changed while it was packed; start again"):
+        pack(source, source.parent / "out")
+    assert listing(source.parent) == ["in"]
