@@ -96,7 +96,7 @@ def draft_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when the block ends well and vanishes when it does not.
 
     One that a killed process left is emptied; one that a living process fills raises DataError, as does a place where
-    nothing can be written.
+    nothing, or no more, can be written.
     """
     out = Path(os.path.abspath(out))
     draft, old = out.with_name(f".{out.name}.draft"), out.with_name(f".{out.name}.old")
@@ -117,6 +117,9 @@ def draft_folder(out: Path) -> Iterator[Path]:
             yield draft
             _replace(draft, out, old)
             made = []
+        except OSError as error:
+            remedy = "free space there, or choose another folder"
+            raise DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             _remove(made)

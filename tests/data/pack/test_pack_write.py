@@ -31,14 +31,25 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_what_ends_a_pack_leaves_nothing(source: Path, error: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "^$"),
+        (
+            OSError(28, "No space left on device"),
+            r"deep/out: cannot be written \(No space left on device\); free space",
+        ),
+    ],
+)
+def test_what_ends_a_pack_leaves_nothing(
+    source: Path, error: BaseException, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write_shards(root: Path, *rest: object, **more: object) -> None:
         put(root / "half.tar", "half")
-        raise error  # type: ignore[misc]
+        raise error
 
     monkeypatch.setattr(packing, "write_shards", write_shards)
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, DataError), match=told):
         pack(source, source.parent / "new" / "deep" / "out")
     assert listing(source.parent) == ["in"]
 
