@@ -38,9 +38,8 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Good:
-    """A draft that can be packed, with its final key, the digests of its files or texts, what it takes in a tar, its modalities.
-
-    `series` is each series' member and channels with units.
+    """A draft that can be packed, with its final key, the digests of its files or texts, what it takes in a tar, its
+    modalities, and each series' member and channels with units.
     """
 
     draft: Draft

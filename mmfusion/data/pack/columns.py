@@ -65,6 +65,10 @@ class Columns:
         return [f"  {name:{width}}  {what}" for name, what in told.items()]
 
 
+def is_language(tag: str) -> bool:
+    return _LANGUAGE.fullmatch(tag) is not None
+
+
 def columns_of(table: Table, settings: Settings, path: Path) -> Columns:
     """Raises DataError on a named column that is not there, and where no column is a picture, sound, series or text."""
     made = Columns()
@@ -100,6 +104,8 @@ def _known(column: str, table: Table, path: Path) -> str:
 def _take(made: Columns, column: str, what: str, rest: str = "") -> None:
     """Takes a column for a modality, text (`rest` its language) or label (`rest` its name)."""
     if what == "text":
+        if rest and not is_language(rest):
+            raise DataError(f"--text {column}:{rest}: {rest!r} is no language such as en or pt-BR")
         made.texts.append((column, rest.replace("_", "-") or None))
         made.told[column] = "text"
     elif what == "label":
@@ -124,7 +130,7 @@ def _rest(column: str, what: str) -> str:
     """What a name says beyond `what`: `fr` of text_fr, `depth` of image_depth; of a text only a language."""
     match = _NAMES.fullmatch(column)
     rest = match[2] or "" if match and _WHAT.get(match[1].lower(), match[1].lower()) == what else ""
-    return rest if what != "text" or _LANGUAGE.fullmatch(rest) else ""
+    return rest if what != "text" or is_language(rest) else ""
 
 
 def _by_name(made: Columns, column: str, table: Table, settings: Settings) -> None:

@@ -23,9 +23,9 @@ def deal(
 ) -> tuple[list[Split], list[str]]:
     """The split of each draft, and what to tell.
 
-    `digests` of each draft's files or texts; `kinds` its modalities; `shares` of the splits that are made: of everything where
-    the source names no split, else of its train. Every split has some of every concept and of every modality that
-    stands in more groups than there are splits.
+    `digests` of each draft's files or texts; `kinds` its modalities; `shares` of the splits that are made: of
+    everything where the source names no split, else of its train. Every split has some of every concept and of every
+    modality that stands in more groups than there are splits.
     """
     notes: list[str] = []
     splits: list[Split] = [draft.split or "train" for draft in drafts]
