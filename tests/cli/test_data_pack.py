@@ -92,6 +92,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no room in a shard": (["mine.csv", "out", "--shard-mb", "0"], "--shard-mb 0.0: must be"),
     "a share of bad rows that is none": (["mine.csv", "out", "--max-skipped", "nan"], "is a share between 0 and 1"),
     "a rate that is none": (["mine.csv", "out", "--rate-hz", "-1"], "--rate-hz -1.0: must be between"),
+    "a language that is none": (["mine.csv", "out", "--lang", "not a lang!"], "--lang 'not a lang!': is no language"),
     "a wrong kind of column": (["mine.csv", "out", "--audio", "image"], "another kind of file (40)"),
     "no tokenizer": (["mine.csv", "out", "--tokenizer", "1.ogg"], "no SentencePiece model can be read here"),
     "another root": (["mine.csv", "out", "--root", "nowhere"], "nowhere: no such folder"),
