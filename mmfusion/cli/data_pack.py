@@ -15,7 +15,7 @@ SOURCE is one of (recognised, or named with --layout)
                    image_depth, audio_2: further ones) or whose values end in .jpg .png .webp, .wav .flac .ogg .opus
                    .mp3, .npy .csv; label, label_NAME, concept, key, split, source, licence, subject, speaker, lang,
                    kind, rate_hz, start_s, place, channels, units by name. What each was taken for is printed.
-                   Paths start from the table's folder (or --root) and must stay below it, absolute ones too.
+                   Paths start from the table's folder (or --root) and must stay below it, absolute ones and links too.
   folders          a folder by class: cats/*.jpg, dogs/*.wav; below train/, validation/, test/ or not
   coco, flickr30k  pictures with captions; COCO's val is the test split, as results on it are reported, and a
                    validation split is taken out of train
@@ -26,7 +26,8 @@ SOURCE is one of (recognised, or named with --layout)
 
 Series are .npy [time, channel] or .csv with a header such as `time_s, acc_x (m/s^2)`. A sample with a label and no text
 is called by its label. Splits that the source names are kept; without any, they are made by group: --group, else
-subject, speaker, else the file; the same file is never in two of them. Bad rows are listed in OUT/skipped.csv."""
+subject and speaker, else the file, else the texts; the same file is never in two of them. Bad rows are listed in
+OUT/skipped.csv."""
 EXAMPLES = """\
   mmfusion data pack recordings.csv data/mine
   mmfusion data pack photos/ data/photos --validation 0.2 --test 0.2

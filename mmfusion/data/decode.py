@@ -18,7 +18,7 @@ from typing import Annotated
 import numpy as np
 import soundfile
 from annotated_types import Gt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmfusion.data.cache import Cache
 from mmfusion.data.media import check_ogg, check_wav, npy_array, npy_header
@@ -76,6 +76,8 @@ def _opened_picture(part: Part, limits: Limits) -> Iterator[Image.Image]:
         yield picture
     except Image.DecompressionBombError as error:
         raise SkipSample("too many pixels", str(error)) from None
+    except UnidentifiedImageError:
+        raise SkipSample("corrupt picture", f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     except (
         OSError,
         SyntaxError,

@@ -29,9 +29,9 @@ def _twice(stats: Stats) -> Iterator[str]:
     for (one, other), n in stats.twice["key"].items():
         remedy = "a run refuses such a set" if "train" in (one, other) else "give each its own"
         yield f"Keys in both {one} and {other}: {n:,} (first {stats.first['key']!r}); {remedy}."
-    for (one, other), n in stats.twice["bytes"].items():
-        first = f"(first {stats.first['bytes']!r})"
-        yield f"Parts that are the same to the byte in {one} and {other}: {n:,} {first}; a leak unless meant."
+    for same, which in (("bytes", "Parts that are the same to the byte"), ("texts", "Samples of the same texts alone")):
+        for (one, other), n in stats.twice[same].items():
+            yield f"{which} in {one} and {other}: {n:,} (first {stats.first[same]!r}); a leak unless meant."
 
 
 def _splits(stats: Stats) -> Iterator[str]:

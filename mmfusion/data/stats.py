@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmfusion.data.decode import decode_part, duration_and_rate, size_px
+from mmfusion.data.repeats import digests
 from mmfusion.data.series import base_units
 from mmfusion.data.shards import ShardSet
 from mmfusion.data.tokenizer import Tokenizer
@@ -48,8 +48,8 @@ class Stats:
         self.labels: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
         self.people: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self.twice: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-        self.first: dict[str, str] = {}  # a reason to skip, `key` or `bytes` -> where it was met first
-        self._split_of: dict[str, dict[bytes, str]] = {"key": {}, "bytes": {}}
+        self.first: dict[str, str] = {}  # a reason to skip, `key`, `bytes` or `texts` -> where it was met first
+        self._split_of: dict[str, dict[bytes, str]] = defaultdict(dict)
 
     def add(self, shards: ShardSet, i: int) -> None:
         """Counts one sample: what it holds, or why it cannot be used. Raises DataError if its shard cannot be read."""
@@ -68,9 +68,9 @@ class Stats:
             return
         self._count(self.cells[entry.split, source], sample, measured)
         self._describe(sample, entry.split)
-        for part in sample.all_parts:
-            if isinstance(part.data, bytes):
-                self._met("bytes", hashlib.blake2b(part.data, digest_size=12).digest(), entry.split, key)
+        same = "bytes" if any(isinstance(part.data, bytes) for part in sample.all_parts) else "texts"
+        for digest in digests(sample.all_parts):
+            self._met(same, digest, entry.split, key)
 
     def _met(self, what: str, name: bytes, split: str, key: str) -> None:
         first = self._split_of[what].setdefault(name, split)

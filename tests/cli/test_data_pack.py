@@ -72,6 +72,7 @@ def test_the_summary_names_columns_splits_languages_labels_and_what_was_left_out
     for words in (
         "mine.csv: 40 rows", "image pictures", "sensor series", "split by file: 10% for validation and 10% for test",
         "source split samples image sensor text hours MB shards", "languages: de 39", "labels: red fish 10",
+        "series npy 39: acc (g)",
     ):  # fmt: skip
         assert words in lines
     assert "1 rows left out" in said.err
@@ -91,6 +92,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no room in a shard": (["mine.csv", "out", "--shard-mb", "0"], "--shard-mb 0.0: must be"),
     "a share of bad rows that is none": (["mine.csv", "out", "--max-skipped", "nan"], "is a share between 0 and 1"),
     "a rate that is none": (["mine.csv", "out", "--rate-hz", "-1"], "--rate-hz -1.0: must be between"),
+    "a language that is none": (["mine.csv", "out", "--lang", "not a lang!"], "--lang 'not a lang!': is no language"),
     "a wrong kind of column": (["mine.csv", "out", "--audio", "image"], "another kind of file (40)"),
     "no tokenizer": (["mine.csv", "out", "--tokenizer", "1.ogg"], "no SentencePiece model can be read here"),
     "another root": (["mine.csv", "out", "--root", "nowhere"], "nowhere: no such folder"),

@@ -174,3 +174,14 @@ def test_the_tokenizer_is_found_beside_the_shards(tmp_path: Path, tokenizer_path
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
     assert tokenizer_of(tmp_path) is not None
+
+
+def test_texts_alone_that_are_in_two_splits_are_a_leak(tmp_path: Path) -> None:
+    def said(key: str, text: str) -> Sample:
+        return Sample(key=key, parts=(Part(type="text", lang="en", text=text),))
+
+    shards = {"a.tar": ("train", [said("a", "A goose.")]), "b.tar": ("test", [said("b", "a  goose."), said("c", "x")])}
+    write_set(tmp_path, shards)
+    assert "Samples of the same texts alone in train and test: 1 (first 'b'); a leak unless meant." in pitfalls(
+        counted(tmp_path)
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import os
 from collections import Counter
@@ -16,6 +15,7 @@ from mmfusion.data.decode import decode_part
 from mmfusion.data.format import dump_sample, parse_sample
 from mmfusion.data.pack.draft import Draft
 from mmfusion.data.pack.keys import Keys
+from mmfusion.data.repeats import digests
 from mmfusion.types import DataError, Modality, Part, Sample, SkipSample
 
 _THREADS = 16
@@ -38,13 +38,16 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Good:
-    """A draft that can be packed, with its final key, its files' digests, what it takes in a tar, its modalities."""
+    """A draft that can be packed, with its final key, the digests of its files or texts, what it takes in a tar, its
+    modalities, and each series' member and channels with units.
+    """
 
     draft: Draft
     key: str
     digests: tuple[str, ...]
     bytes: int
     kinds: tuple[Modality, ...] = ()
+    series: tuple[tuple[str, str], ...] = ()
 
 
 def check_all(
@@ -68,7 +71,6 @@ def check_all(
 
 def _check(asked: tuple[Draft, str]) -> Good | Skipped:
     draft, key = asked
-    digests: list[str] = []
     size = 0
     file = ""
     parts: list[Part] = []
@@ -78,7 +80,6 @@ def _check(asked: tuple[Draft, str]) -> Good | Skipped:
             part = piece.read()
             if isinstance(part.data, bytes):
                 decode_part(part)
-                digests.append(hashlib.blake2b(part.data, digest_size=16).hexdigest())
                 size += len(part.data)
             parts.append(part)
         file = ""
@@ -87,7 +88,13 @@ def _check(asked: tuple[Draft, str]) -> Good | Skipped:
         return Skipped(draft.row, key, file, error.reason, str(error).removeprefix(error.reason).removeprefix(": "))
     except (DataError, ValueError) as error:
         return Skipped(draft.row, key, file, "cannot be packed", str(error))
-    return Good(draft, key, tuple(digests), size, tuple(part.type for part in parts))
+    series = tuple((part.file or "", _channels(part)) for part in parts if part.type == "sensor")
+    same = tuple(digest.hex() for digest in digests(parts))
+    return Good(draft, key, same, size, tuple(part.type for part in parts), series)
+
+
+def _channels(part: Part) -> str:
+    return ", ".join(f"{name} ({unit})" for name, unit in zip(part.channels, part.units, strict=True))
 
 
 def sample_of(draft: Draft, key: str, parts: Sequence[Part], source: str | None = None) -> Sample:

@@ -51,7 +51,7 @@ class Columns:
     texts: list[tuple[str, str | None]] = field(default_factory=list)  # column, language
     labels: dict[str, str] = field(default_factory=dict)  # label, column
     fields: dict[str, str] = field(default_factory=dict)  # name in FIELDS, column
-    group: str | None = None
+    groups: list[str] = field(default_factory=list)  # columns
     told: dict[str, str] = field(default_factory=dict)  # column, what it was taken for
 
     def notes(self, table: Table, lang: str) -> list[str]:
@@ -60,10 +60,13 @@ class Columns:
         told = {name: self.told.get(name, "not used") for name in table.columns}
         for column, language in self.texts:
             told[column] = f"texts in {language or f'{lang!r} where the row does not say (--lang)'}"
-        if self.group:
-            grouped = told[self.group] if self.group in self.told else ""
-            told[self.group] = "; ".join(filter(None, (grouped, "no group of equal values is in two splits")))
+        for column in self.groups:
+            told[column] = "; ".join(filter(None, (self.told.get(column), "no group of equal values is in two splits")))
         return [f"  {name:{width}}  {what}" for name, what in told.items()]
+
+
+def is_language(tag: str) -> bool:
+    return _LANGUAGE.fullmatch(tag) is not None
 
 
 def columns_of(table: Table, settings: Settings, path: Path) -> Columns:
@@ -76,7 +79,7 @@ def columns_of(table: Table, settings: Settings, path: Path) -> Columns:
     if settings.split:
         _take_field(made, _known(settings.split, table, path), "split")
     if settings.group:
-        made.group = _known(settings.group, table, path)
+        made.groups = [_known(settings.group, table, path)]
     for rule in (_by_name, _by_values):
         for column in table.columns:
             if column not in made.told:
@@ -86,7 +89,7 @@ def columns_of(table: Table, settings: Settings, path: Path) -> Columns:
             f"{path}: no column holds pictures, sounds, series or texts ({', '.join(table.columns)}); name one with "
             "--image, --audio, --sensor or --text COLUMN"
         )
-    made.group = made.group or next((made.fields[n] for n in ("subject", "speaker") if n in made.fields), None)
+    made.groups = made.groups or [made.fields[name] for name in ("subject", "speaker") if name in made.fields]
     return made
 
 
@@ -101,6 +104,8 @@ def _known(column: str, table: Table, path: Path) -> str:
 def _take(made: Columns, column: str, what: str, rest: str = "") -> None:
     """Takes a column for a modality, text (`rest` its language) or label (`rest` its name)."""
     if what == "text":
+        if rest and not is_language(rest):
+            raise DataError(f"--text {column}:{rest}: {rest!r} is no language such as en or pt-BR")
         made.texts.append((column, rest.replace("_", "-") or None))
         made.told[column] = "text"
     elif what == "label":
@@ -125,7 +130,7 @@ def _rest(column: str, what: str) -> str:
     """What a name says beyond `what`: `fr` of text_fr, `depth` of image_depth; of a text only a language."""
     match = _NAMES.fullmatch(column)
     rest = match[2] or "" if match and _WHAT.get(match[1].lower(), match[1].lower()) == what else ""
-    return rest if what != "text" or _LANGUAGE.fullmatch(rest) else ""
+    return rest if what != "text" or is_language(rest) else ""
 
 
 def _by_name(made: Columns, column: str, table: Table, settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -37,21 +38,24 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Draft:
-    """One sample still to be read. `row` counts from 1; `key` is any text; `group` None: its files are the group."""
+    """One sample still to be read. `row` counts from 1; `key` is any text.
+
+    `groups` are all that it must not be parted from; without any, its files are the group.
+    """
 
     row: int
     key: str
     pieces: Callable[[], Iterable[Piece]]
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     split: Split | None = None
-    group: str | None = None
+    groups: Sequence[str] = ()
     source: str | None = None
     licence: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a layout makes of a source: `total` drafts, what to tell (`notes`), and what `Draft.group` is."""
+    """What a layout makes of a source: `total` drafts, what to tell (`notes`), and what `Draft.groups` are."""
 
     drafts: Iterator[Draft]
     total: int
@@ -125,9 +129,19 @@ def text_piece(text: str, lang: str | None) -> Piece:
 
 def in_words(label: str) -> str:
     """A label as it would be said: `bar_headed-goose` is bar headed goose."""
-    return " ".join(re.split(r"[\s_-]+", label.strip("_- "))) or label
+    return _parted(label, " ").strip("_ ") or label
 
 
 def slug(label: str) -> str:
-    """A label as a concept: lower case, any other sign but letters and digits a hyphen."""
-    return re.sub(r"[\W_]+", "-", label.casefold()).strip("-") or label
+    """A label as a concept: labels that differ in case or in what parts their words are one, all others are not."""
+    return _parted(unicodedata.normalize("NFC", label).casefold(), "-")
+
+
+def _parted(label: str, sign: str) -> str:
+    """`sign` for what parts two words; the minus of -5 parts none."""
+
+    def part(found: re.Match[str]) -> str:
+        beside = label[found.start() - 1], label[found.end()]
+        return sign if all(unicodedata.category(c)[0] in "LMN" for c in beside) else found[0]
+
+    return re.sub(r"(?<=[^\s_-])[\s_-]+(?=[^\s_-])", part, label)

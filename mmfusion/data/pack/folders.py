@@ -21,6 +21,7 @@ from mmfusion.data.pack.draft import (
 )
 from mmfusion.data.pack.media import file_piece
 from mmfusion.data.shards import ShardIndex
+from mmfusion.types import DataError
 
 FOLDERS_NEED = "a folder by class (cats/*.jpg, dogs/*.wav), with train/, validation/ and test/ above them or not"
 TARS_NEED = "a .tar, or a folder of them, of samples as img2dataset writes them (key.jpg + key.txt)"
@@ -35,7 +36,18 @@ def classes_of(source: Path) -> dict[Path, Split | None]:
 
 
 def _folders(source: Path) -> list[Path]:
-    return sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+
+
+def _refuse_strays(source: Path) -> None:
+    """Raises DataError where folders stand beside splits of classes: all would be classes, `train` one of them."""
+    first = _folders(source)
+    splits = [folder.name for folder in first if folder.name.lower() in SPLITS and _folders(folder)]
+    strays = [folder.name for folder in first if folder.name.lower() not in SPLITS]
+    if splits and strays:
+        raise DataError(
+            f"{source}: {', '.join(strays)} beside the splits {', '.join(splits)}; move what is no split elsewhere"
+        )
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -48,7 +60,11 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def find_folders(source: Path, settings: Settings) -> Found:
-    """Every picture, sound or series a sample; its class is its concept, its label and, in words, its text."""
+    """Every picture, sound or series a sample; its class is its concept, its label and, in words, its text.
+
+    Raises DataError where folders that are no splits stand beside splits.
+    """
+    _refuse_strays(source)
     files: list[tuple[Path, str, Split | None]] = []
     others = Counter[str]()
     for folder, split in classes_of(source).items():

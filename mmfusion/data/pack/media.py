@@ -25,6 +25,7 @@ _SPELLINGS: Mapping[str, str] = {
     "μT": "uT",
     "Gs": "gauss",
 }
+_KNOWN = f"{', '.join(UNITS)} (1: a number without a unit)"
 
 
 def file_piece(path: Path, part: Part, *, name: str, tag: str = "") -> Piece:
@@ -60,8 +61,9 @@ def series_part(values: np.ndarray, part: Part, tag: str = "", times: np.ndarray
     if len(names) != width:
         said = f"{len(names)} channel names" if names else "no channel names"
         raise SkipSample("channels", f"{said} for {width} channels; give --channels NAME,NAME,…")
-    if not part.units:
-        raise SkipSample("no unit", f"give --units; known are {', '.join(UNITS)} (1: a number without a unit)")
+    if bare := [name for name, unit in zip(names, part.units or ("",) * width, strict=False) if not unit]:
+        remedy = "give --units UNIT,… or choose columns with --channels NAME,…"
+        raise SkipSample("no unit", f"of {', '.join(bare)}; {remedy}; known are {_KNOWN}")
     units = tuple(_unit(unit) for unit in (part.units * width if len(part.units) == 1 else part.units))
     if len(units) != width:
         raise SkipSample("units", f"{len(units)} units for {width} channels; give one for all or one for each")
@@ -76,7 +78,7 @@ def series_part(values: np.ndarray, part: Part, tag: str = "", times: np.ndarray
 def _unit(unit: str) -> str:
     unit = _SPELLINGS.get(unit, unit)
     if unit not in UNITS:
-        raise SkipSample("unknown unit", f"{unit!r}; known are {', '.join(UNITS)} (1: a number without a unit)")
+        raise SkipSample("unknown unit", f"{unit!r}; known are {_KNOWN}")
     return unit
 
 
@@ -94,15 +96,10 @@ def _array(data: bytes) -> np.ndarray:
 def _from_csv(data: bytes, part: Part, tag: str) -> Part:
     """Channels, units and times from the header; `part` says which channels, and the units that it does not name."""
     try:
-        table = read_series(data)
+        table = read_series(data, part.channels)
     except DataError as error:
         raise SkipSample("bad csv", str(error)) from None
-    wanted = part.channels or table.names
-    if missing := [name for name in wanted if name not in table.names]:
-        raise SkipSample("channels", f"no column {missing[0]!r}, only {', '.join(table.names)}")
-    at = [table.names.index(name) for name in wanted]
-    given = part.units * len(wanted) if len(part.units) == 1 else part.units
-    units = tuple(table.units[i] or (given[n] if n < len(given) else "") for n, i in enumerate(at))
-    start_s = part.start_s + table.start_s
-    known = dataclasses.replace(part, channels=wanted, units=units if all(units) else (), start_s=start_s)
-    return series_part(table.values[:, at], known, tag, table.times)
+    given = part.units * len(table.names) if len(part.units) == 1 else part.units
+    units = tuple(unit or (given[i] if i < len(given) else "") for i, unit in enumerate(table.units))
+    known = dataclasses.replace(part, channels=table.names, units=units, start_s=part.start_s + table.start_s)
+    return series_part(table.values, known, tag, table.times)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmfusion.data.pack.check import check_all, refuse_too_many, write_skipped
+from mmfusion.data.pack.columns import is_language
 from mmfusion.data.pack.draft import Found, Settings, Split
 from mmfusion.data.pack.keys import safe
 from mmfusion.data.pack.layouts import recognise
@@ -40,7 +41,7 @@ def pack(
     names none. Raises DataError on a source that cannot be packed; then nothing is left behind.
     """
     source, out, settings = Path(source), Path(out), settings or Settings()
-    _check_numbers(validation or 0, test or 0, shard_mb, max_skipped, settings)
+    _check_said(validation or 0, test or 0, shard_mb, max_skipped, settings)
     name, kind = recognise(source, layout)
     if name != "table" and (flag := _table_only(settings)):
         raise DataError(f"{flag}: is for tables; {source} is read as {name}")
@@ -74,13 +75,15 @@ def pack(
     return entries
 
 
-def _check_numbers(validation: float, test: float, shard_mb: float, max_skipped: float, settings: Settings) -> None:
+def _check_said(validation: float, test: float, shard_mb: float, max_skipped: float, settings: Settings) -> None:
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise DataError(f"--validation {validation} --test {test}: shares are at least 0, and together less than 1")
     if not 0 < shard_mb <= 1e6:
         raise DataError(f"--shard-mb {shard_mb}: must be between 0 and a million")
     if not 0 <= max_skipped <= 1:
         raise DataError(f"--max-skipped {max_skipped}: is a share between 0 and 1")
+    if not is_language(settings.lang):
+        raise DataError(f"--lang {settings.lang!r}: is no language such as en or pt-BR")
     if settings.rate_hz is not None and not 1e-9 <= settings.rate_hz <= 1e9:
         raise DataError(f"--rate-hz {settings.rate_hz}: must be between 1e-9 and 1e9")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmfusion.data.pack.columns import Columns, columns_of, split_names
+from mmfusion.data.pack.columns import Columns, columns_of, is_language, split_names
 from mmfusion.data.pack.draft import SPLITS, Draft, Found, Piece, Settings, in_words, slug, text_piece
 from mmfusion.data.pack.media import file_piece
 from mmfusion.data.pack.table import Row, Table, read_table
@@ -22,14 +24,14 @@ def find(source: Path, settings: Settings) -> Found:
     table = read_table(source)
     columns = columns_of(table, settings, source)
     _check_splits(source, table, columns)
-    root = Path(os.path.abspath(settings.root or source.parent))
+    root = Path(os.path.realpath(settings.root or source.parent))
     if not root.is_dir():
         raise DataError(f"--root {root}: no such folder")
     return Found(
         drafts=(_Maker(table, columns, settings, root)(i) for i in range(len(table.rows))),
         total=len(table.rows),
         notes=[f"{source}: {len(table.rows)} rows", *columns.notes(table, settings.lang)],
-        group=f"{columns.group}, or file where that is empty" if columns.group else "file",
+        group=f"{' and '.join(columns.groups)}, or file where that is empty" if columns.groups else "file",
     )
 
 
@@ -59,14 +61,13 @@ class _Maker:
         if concept := said.get("concept") or slug(shown):
             labels["concept"] = concept
         first = next((row[m.column] for m in self.columns.media if row.get(m.column)), f"row-{i + 1}")
-        group = row.get(self.columns.group) if self.columns.group else None
         return Draft(
             row=i + 1,
             key=said.get("key") or os.path.splitext(first)[0],
             pieces=lambda: self._pieces(self.table.rows[i], row, said, shown),
             labels=labels,
             split=SPLITS[said["split"].lower()] if "split" in said else None,
-            group=f"{self.columns.group}={group}" if group else None,
+            groups=[f"{column}={row[column]}" for column in self.columns.groups if row.get(column)],
             source=said.get("source") or self.settings.source,
             licence=said.get("licence") or self.settings.licence,
         )
@@ -75,10 +76,13 @@ class _Maker:
         if len(cells) != len(self.table.columns):
             yield _bad("", "another number of cells", f"{len(cells)} for {len(self.table.columns)} columns")
             return
+        if not is_language(said.get("lang", "en")):
+            yield _bad("", "no language", f"{self.columns.fields['lang']} {said['lang']!r:.60}; write en or pt-BR")
+            return
         for medium in self.columns.media:
             if cell := row[medium.column]:
                 path = Path(os.path.normpath(self.root / cell))
-                if not path.is_relative_to(self.root):
+                if not Path(os.path.realpath(path)).is_relative_to(self.root):
                     yield _bad(cell, "path outside", f"not below {self.root}; give --root FOLDER")
                     return
                 try:
@@ -106,12 +110,20 @@ def _with_fields(part: Part, said: dict[str, str]) -> Part:
     """What the row says of a part. Raises ValueError where a number is none."""
     known: dict[str, Any] = {}
     if "start_s" in said:
-        known["start_s"] = float(said["start_s"])
+        known["start_s"] = _number("start_s", said)
     if part.type == "audio":
         known |= {name: said[name] for name in ("kind", "speaker", "lang") if name in said}
     if part.type == "sensor":
         known |= {name: said[name] for name in ("place", "subject") if name in said}
         known |= {name: split_names(said[name]) for name in ("channels", "units") if name in said}
         if "rate_hz" in said:
-            known["rate_hz"] = float(said["rate_hz"])
+            known["rate_hz"] = _number("rate_hz", said)
     return dataclasses.replace(part, **known)
+
+
+def _number(name: str, said: dict[str, str]) -> float:
+    """Raises ValueError."""
+    with suppress(ValueError):
+        if math.isfinite(number := float(said[name])):
+            return number
+    raise ValueError(f"{name} {said[name]!r:.60} is no finite number")

@@ -56,7 +56,7 @@ def _clip(number: int, folder: Path, row: Mapping[str, str], settings: Settings)
     part = dataclasses.replace(settings.part("audio"), kind=settings.kind or "sound")
     labels = {"label": category, "concept": slug(category), "fold": row["fold"], "recording": row["src_file"]}
     piece = file_piece(folder / Path(name).name, part, name=name)
-    said = {"labels": labels, "split": _FOLDS[row["fold"]], "group": row["src_file"]}
+    said = {"labels": labels, "split": _FOLDS[row["fold"]], "groups": [row["src_file"]]}
     return _draft(number, Path(name).stem, piece, in_words(category), settings, **said)
 
 
@@ -95,7 +95,7 @@ def _word(row: int, path: Path, listed: Mapping[str, Split], settings: Settings)
     part = Part(type="audio", kind="speech", lang=settings.lang, text=word, speaker=speaker)
     name = f"{word}/{path.name}"
     labels = {"label": word, "concept": slug(word), "speaker": speaker}
-    said = {"labels": labels, "split": listed.get(name, "train"), "group": speaker}
+    said = {"labels": labels, "split": listed.get(name, "train"), "groups": [speaker]}
     return _draft(row, f"{word}/{path.stem}", file_piece(path, part, name=name), word, settings, **said)
 
 
@@ -159,5 +159,5 @@ def _windows(loaded: list[_HarSplit], activities: Mapping[str, str], settings: S
             )
             piece = Piece(file=f"{split} row {i}", read=lambda values=values, part=part: series_part(values, part))
             labels = {"label": activity, "concept": slug(activity), "activity": slug(activity), "subject": subject}
-            said = {"labels": labels, "split": split, "group": subject}
+            said = {"labels": labels, "split": split, "groups": [subject]}
             yield _draft(row, f"{split}-{i:05d}", piece, activity, settings, **said)

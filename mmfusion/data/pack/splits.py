@@ -1,7 +1,7 @@
 """Which sample goes where: by what the source says, else by a stable hash of its group, never by row.
 
 A group is what must not stand in two splits: a subject, a speaker, or the file; samples that share a file, byte for
-byte, are one group whatever they are called.
+byte, or all their texts where they have no file, are one group whatever they are called.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ def deal(
 ) -> tuple[list[Split], list[str]]:
     """The split of each draft, and what to tell.
 
-    `digests` of each draft's files; `kinds` its modalities; `shares` of the splits that are made: of everything where
-    the source names no split, else of its train. Every split has some of every concept and of every modality that
-    stands in more groups than there are splits.
+    `digests` of each draft's files or texts; `kinds` its modalities; `shares` of the splits that are made: of
+    everything where the source names no split, else of its train. Every split has some of every concept and of every
+    modality that stands in more groups than there are splits.
     """
     notes: list[str] = []
     splits: list[Split] = [draft.split or "train" for draft in drafts]
     crossing = [numbers for numbers in _groups(drafts, digests).values() if len({splits[i] for i in numbers}) > 1]
     if crossing:
-        notes.append(f"{_count(len(crossing))} (or the same file) in more than one split of the source; kept so")
+        notes.append(
+            f"{_count(len(crossing))} (or the same file or texts) in more than one split of the source; kept so"
+        )
     if shares:
         free = [i for i, split in enumerate(splits) if split == "train"]
         groups = _groups([drafts[i] for i in free], [digests[i] for i in free])
@@ -40,7 +42,7 @@ def deal(
         for name, split in dealt.items():
             for i in groups[name]:
                 splits[i] = split
-        short = f"{_count(len(groups))} to deal (those with the same file are one)"
+        short = f"{_count(len(groups))} to deal (those with the same file or texts are one)"
         notes += [f"no {split} split: only {short}" for split in shares if split not in dealt.values()]
     return splits, notes + _unseen(drafts, splits)
 
@@ -60,7 +62,7 @@ def _groups(drafts: Sequence[Draft], digests: Sequence[Sequence[str]]) -> _Group
         return tie
 
     ties = [
-        [*([f"group {draft.group}"] if draft.group else []), *files] or [f"row {draft.key}"]
+        [*(f"group {group}" for group in draft.groups), *files] or [f"row {draft.key}"]
         for draft, files in zip(drafts, digests, strict=True)
     ]
     for tied in ties:

@@ -53,7 +53,7 @@ def tell_skipped(skipped: Sequence[Skipped]) -> None:
 
 
 def tell(entries: Sequence[ShardEntry], good: Sequence[Good]) -> None:
-    """A line for each source and split, then languages and labels."""
+    """A line for each source and split, then languages, labels, and what series measure."""
     modalities = [m for m in ("image", "audio", "sensor", "text") if any(m in entry.modalities for entry in entries)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("source", "split", "samples", *modalities, "hours", "MB", "shards"):
@@ -71,3 +71,8 @@ def tell(entries: Sequence[ShardEntry], good: Sequence[Good]) -> None:
         if counts:
             named = ", ".join(f"{name} {n}" for name, n in counts.most_common(8))
             print(f"{what}: {named}{f' and {len(counts) - 8} more' if len(counts) > 8 else ''}")
+    series = Counter(found for item in good for found in item.series)
+    for (file, channels), n in series.most_common(_FEW):
+        print(f"series {file} {n}: {channels}")
+    if len(series) > _FEW:
+        print(f"series with other channels: {len(series) - _FEW} more kinds")

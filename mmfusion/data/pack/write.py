@@ -8,11 +8,13 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 from mmfusion.data.pack.check import Good, sample_of
 from mmfusion.data.pack.draft import Split
 from mmfusion.data.pack.keys import Keys
+from mmfusion.data.repeats import digests
 from mmfusion.data.shards import MANIFEST, ShardEntry
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.types import DataError, Sample, SkipSample
@@ -59,9 +61,14 @@ def _samples(items: Iterable[Good], source: str) -> Iterator[Sample]:
     """Read again: what was checked is not kept. Raises DataError where a file is no longer what it was."""
     for item in items:
         try:
-            parts = [piece.read() for piece in item.draft.pieces()]
+            pieces = list(item.draft.pieces())
+            parts = [piece.read() for piece in pieces]
         except SkipSample as error:
             raise DataError(f"{item.draft.key}: changed while it was packed ({error}); start again") from None
+        files = [piece.file for piece, part in zip(pieces, parts, strict=True) if part.data is not None]
+        for file, now, then in zip_longest(files, digests(parts), item.digests):
+            if now is None or now.hex() != then:
+                raise DataError(f"{file or item.draft.key}: changed while it was packed; start again")
         yield sample_of(item.draft, item.key, parts, source)
 
 
@@ -89,7 +96,7 @@ def draft_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` when the block ends well and vanishes when it does not.
 
     One that a killed process left is emptied; one that a living process fills raises DataError, as does a place where
-    nothing can be written.
+    nothing, or no more, can be written.
     """
     out = Path(os.path.abspath(out))
     draft, old = out.with_name(f".{out.name}.draft"), out.with_name(f".{out.name}.old")
@@ -110,6 +117,9 @@ def draft_folder(out: Path) -> Iterator[Path]:
             yield draft
             _replace(draft, out, old)
             made = []
+        except OSError as error:
+            remedy = "free space there, or choose another folder"
+            raise DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             _remove(made)

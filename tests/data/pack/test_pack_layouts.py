@@ -124,9 +124,21 @@ def test_folders_below_splits_keep_them(tmp_path: Path) -> None:
     for s, (split, n) in enumerate({"train": 4, "Val": 2, "test": 1}.items()):
         for i in range(n):
             put(root / split / "cats" / f"{i}.png", colour(50 * s + i))
+    put(root / "__MACOSX" / "train" / "._0.png", "?")
     pack(root, tmp_path / "out")
     assert keys_of(tmp_path / "out") == {"train": 4, "validation": 2, "test": 1}
     assert set(everything(tmp_path / "out")) >= {"train_cats_0", "Val_cats_0", "test_cats_0"}
+
+
+def test_a_folder_beside_splits_is_named_and_makes_no_class_of_them(tmp_path: Path) -> None:
+    for name in ("train/cats", "test/cats", "extra"):
+        put(tmp_path / "zoo" / name / "0.png", colour(len(name)))
+    with pytest.raises(DataError, match=r"zoo: extra beside the splits test, train; move"):
+        pack(tmp_path / "zoo", tmp_path / "out")
+    put(tmp_path / "exams" / "test" / "0.png", colour(1))  # a class that is called so
+    put(tmp_path / "exams" / "oral" / "0.png", colour(2))
+    pack(tmp_path / "exams", tmp_path / "exams-out")
+    assert {sample.labels["label"] for sample in everything(tmp_path / "exams-out").values()} == {"test", "oral"}
 
 
 def test_img2dataset_tars_are_packed_anew_with_splits(tmp_path: Path) -> None:

@@ -67,11 +67,21 @@ def test_one_dimension_is_one_channel_and_columns_can_be_chosen(tmp_path: Path) 
     np.testing.assert_array_equal(npy_array(part.data), [[2], [4]])
 
 
+def test_units_for_all_make_no_channel_of_clocks_and_row_numbers(tmp_path: Path) -> None:
+    text = "Unnamed: 0,index,id,,seconds,elapsed_ms,a,b (g)\n0,0,x1,0,0,0,1,2\n1,1,x1,1,0.5,500,3,4\n"
+    part = read(put(tmp_path / "w.csv", text), units=("m/s^2",))
+    assert (part.channels, part.units) == (("a", "b"), ("m/s^2", "g"))
+    times = decode_part(part).times_s
+    assert isinstance(times, np.ndarray)
+    np.testing.assert_allclose(times, [0, 0.5])
+    assert read(tmp_path / "w.csv", units=("1",), channels=("index", "b")).channels == ("index", "b")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "known", "message"),
     [
         ("w.csv", "a (g),b (g)\n1,2\n", {}, "no times.*--rate-hz"),
-        ("w.csv", "t,a,b (g)\n1,2,3\n", {}, r"no unit.*--units.*m/s\^2"),
+        ("w.csv", "t,a,b (g)\n1,2,3\n", {}, r"no unit.*of a; give --units.*--channels.*m/s\^2"),
         ("w.csv", "t,a (furlong)\n1,2\n", {}, r"unknown unit.*'furlong'; known are m/s\^2, g"),
         ("w.csv", "time [weeks],a (g)\n1,2\n", {}, "bad csv.*times in 'weeks'; give them in s"),
         ("w.csv", "t,a (g)\n1,2,3\n", {}, "bad csv.*3 cells for 2 columns"),
@@ -80,7 +90,7 @@ def test_one_dimension_is_one_channel_and_columns_can_be_chosen(tmp_path: Path) 
         ("w.csv", "", {}, "bad csv"),
         ("w.csv", "t\n1\n", {}, "bad csv.*1 rows of 0 channels"),
         ("w.csv", "t,a (g)\n1,walk\n", {}, "bad csv.*column 'a': 'walk' is no number"),
-        ("w.csv", "t,a (g)\n1,2\n", {"channels": ("z",)}, "no column 'z', only a"),
+        ("w.csv", "t,a (g)\n1,2\n", {"channels": ("z",)}, "no column 'z', only t, a"),
         ("w.npy", wave_npy(5, 2), {"units": ("g",), "rate_hz": 1.0}, "no channel names for 2 channels.*--channels"),
         ("w.npy", wave_npy(5, 2), {"channels": ("a",), "rate_hz": 1.0}, "1 channel names for 2 channels"),
         ("w.npy", wave_npy(5, 2), {"channels": ("a", "b"), "units": ("g",) * 3}, "3 units for 2 channels"),

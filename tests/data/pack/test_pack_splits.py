@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sources import colour, packed, put, table
 
-from mmfusion.data.pack.draft import Draft, Settings
+from mmfusion.data.pack.draft import Draft, Settings, in_words, slug
 from mmfusion.data.pack.keys import Keys, safe
 from mmfusion.data.pack.pack import pack
 from mmfusion.data.pack.splits import deal
@@ -28,7 +28,7 @@ def drafts(n: int, **said: Sequence[str | None]) -> list[Draft]:
             key=f"k{i}",
             pieces=lambda: (),
             labels=labels,
-            group=said["group"][i] if "group" in said else None,
+            groups=[str(said["group"][i])] if "group" in said else (),
             split=said["split"][i] if "split" in said else None,
         )
 
@@ -116,7 +116,7 @@ def test_splits_of_the_source_are_kept_and_what_crosses_them_is_told() -> None:
     digests[9] = digests[0]
     splits, notes = deal(drafts(10, split=said), digests, {})
     assert splits == said
-    assert notes == ["1 group (or the same file) in more than one split of the source; kept so"]
+    assert notes == ["1 group (or the same file or texts) in more than one split of the source; kept so"]
 
 
 @pytest.mark.parametrize("group", ["subject", "site"])
@@ -134,6 +134,33 @@ def test_a_table_is_split_by_subject_or_by_the_column_asked_for(tmp_path: Path, 
         of[row[column]].add(where[str(i)])
     assert all(len(found) == 1 for found in of.values())
     assert set(where.values()) == {"train", "validation", "test"}
+
+
+def test_a_table_with_subjects_and_speakers_parts_neither(tmp_path: Path) -> None:
+    rows = []
+    for i in range(60):
+        put(tmp_path / "in" / f"{i}.png", colour(i))
+        rows.append([f"{i}.png", f"s{i // 4}", f"v{i // 6}" if i % 3 else ""])
+    pack(table(tmp_path / "in" / "t.csv", ["image", "subject", "speaker"], rows), tmp_path / "out")
+    where = {sample.key: split for split, of in packed(tmp_path / "out").items() for sample in of}
+    for column in (1, 2):
+        of: dict[str, set[str]] = defaultdict(set)
+        for i, row in enumerate(rows):
+            of[row[column]].add(where[str(i)])
+        of.pop("", None)
+        assert all(len(found) == 1 for found in of.values())
+    assert set(where.values()) == {"train", "validation", "test"}
+
+
+def test_rows_without_files_are_parted_by_their_texts(tmp_path: Path) -> None:
+    texts = [[f"Goose  number {i % 30}" if i % 2 else f"goose number {i % 30} "] for i in range(90)]
+    pack(table(tmp_path / "in" / "t.csv", ["text"], texts), tmp_path / "out")
+    of: dict[str, set[str]] = defaultdict(set)
+    for split, samples in packed(tmp_path / "out").items():
+        for sample in samples:
+            of[str(sample.parts[0].text).split()[-1]].add(split)
+    assert len(of) == 30
+    assert all(len(found) == 1 for found in of.values())
 
 
 def test_a_split_column_without_validation_gets_one_only_when_asked(tmp_path: Path) -> None:
@@ -154,6 +181,17 @@ def test_a_split_column_without_validation_gets_one_only_when_asked(tmp_path: Pa
 def test_impossible_shares_are_refused(tmp_path: Path, shares: tuple[float, float]) -> None:
     with pytest.raises(DataError, match="shares are at least 0, and together less than 1"):
         pack(tmp_path, tmp_path / "out", validation=shares[0], test=shares[1])
+
+
+# ------------------------------------------------------------------------------------------------------------- concepts
+
+
+def test_labels_are_one_concept_only_where_case_or_what_parts_their_words_differs() -> None:
+    labels = ["काला", "काली", "कील", "C", "C++", "C#", "5", "-5", "x: 5", "x: -5", "_"]
+    assert len({slug(label) for label in labels}) == len({in_words(label) for label in labels}) == len(labels)
+    assert {slug(label) for label in ("Caf\u00e9 noir", "cafe\u0301_NOIR", "CAF\u00c9 - noir")} == {"caf\u00e9-noir"}
+    assert slug("काला_घोड़ा") == slug("काला घोड़ा")
+    assert (in_words("bar_headed-goose"), in_words("_x_")) == ("bar headed goose", "x")
 
 
 # --------------------------------------------------------------------------------------------------------------- keys

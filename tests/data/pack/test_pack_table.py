@@ -227,20 +227,44 @@ def test_too_many_bad_rows_stop_it_with_a_remedy_that_works(tmp_path: Path) -> N
     pack(source, tmp_path / "out", max_skipped=float(str(stopped.value).rpartition(" ")[2]))
 
 
+def test_languages_and_numbers_that_are_none_are_told_with_their_column(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.npy", wave_npy(20, 1))
+    rows = [["a.npy", "50", "0", "en"], ["a.npy", "1e400", "0", "en"], ["a.npy", "50", "nan", ""]]
+    rows += [["a.npy", "fast", "0", ""], ["a.npy", "50", "0", "not a lang!"]]
+    source = table(tmp_path / "in" / "t.csv", ["sensor", "rate_hz", "start_s", "lang"], rows)
+    settings = Settings(channels=("a",), units=("1",))
+    pack(source, tmp_path / "out", settings=settings, max_skipped=0.9)
+    with (tmp_path / "out" / "skipped.csv").open() as file:
+        assert [row["reason"] for row in csv.DictReader(file)] == [
+            "no number: rate_hz '1e400' is no finite number",
+            "no number: start_s 'nan' is no finite number",
+            "no number: rate_hz 'fast' is no finite number",
+            "no language: lang 'not a lang!'; write en or pt-BR",
+        ]
+    with pytest.raises(DataError, match=r"--lang 'not a lang!': is no language"):
+        pack(source, tmp_path / "no", settings=Settings(lang="not a lang!"))
+    with pytest.raises(DataError, match=r"--text lang:klingon\?: 'klingon\?' is no language"):
+        pack(source, tmp_path / "no", settings=Settings(columns={"text": ["lang:klingon?"]}))
+
+
 def test_a_wrong_column_ends_in_one_line_whatever_is_allowed(tmp_path: Path) -> None:
     source = table(tmp_path / "t.csv", ["image"], [["a.png"], ["b.png"]])
     with pytest.raises(DataError, match=r"2 of 2 rows cannot be used: missing file \(2\); such as row 1: a\.png"):
         pack(source, tmp_path / "out", max_skipped=1.0)
 
 
-def test_paths_may_be_absolute_and_linked_below_the_root(tmp_path: Path) -> None:
+def test_paths_may_be_absolute_and_linked_but_must_end_below_the_root(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere" / "a.png", colour(1))
     put(tmp_path / "data" / "b.png", colour(2))
+    put(tmp_path / "data" / "deep" / "c.png", colour(3))
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
-    rows = [[str(tmp_path / "data" / "b.png")], ["linked/a.png"], ["./x/../b.png"]]
+    (tmp_path / "data" / "near").symlink_to(tmp_path / "data" / "deep")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    rows = [[str(tmp_path / "data" / "b.png")], ["near/c.png"], ["./x/../b.png"], ["linked/a.png"]]
     source = table(tmp_path / "tables" / "t.csv", ["image"], rows)
-    pack(source, tmp_path / "out", settings=Settings(root=tmp_path / "data"))
+    pack(source, tmp_path / "out", settings=Settings(root=tmp_path / "link"), max_skipped=0.5)
     assert len(everything(tmp_path / "out")) == 3
+    assert "4,linked_a,linked/a.png,path outside: " in (tmp_path / "out" / "skipped.csv").read_text()
 
 
 @pytest.mark.parametrize(

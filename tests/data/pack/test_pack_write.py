@@ -31,14 +31,25 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_what_ends_a_pack_leaves_nothing(source: Path, error: object, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "^$"),
+        (
+            OSError(28, "No space left on device"),
+            r"deep/out: cannot be written \(No space left on device\); free space",
+        ),
+    ],
+)
+def test_what_ends_a_pack_leaves_nothing(
+    source: Path, error: BaseException, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write_shards(root: Path, *rest: object, **more: object) -> None:
         put(root / "half.tar", "half")
-        raise error  # type: ignore[misc]
+        raise error
 
     monkeypatch.setattr(packing, "write_shards", write_shards)
-    with pytest.raises((KeyboardInterrupt, OSError)):
+    with pytest.raises((KeyboardInterrupt, DataError), match=told):
         pack(source, source.parent / "new" / "deep" / "out")
     assert listing(source.parent) == ["in"]
 
@@ -63,6 +74,15 @@ def test_a_killed_pack_leaves_no_out_and_the_next_one_cleans_up(
     pack(source, tmp_path / "out")
     assert listing(tmp_path) == ["in", "out"]
     assert listing(tmp_path / "out") == [MANIFEST, "mine", "tokenizer.model"]
+
+
+def test_what_is_told_of_a_bad_picture_is_the_same_each_time(source: Path) -> None:
+    put(source / "cats" / "bad.png", "no picture")
+    for out in ("a", "b"):
+        pack(source, source.parent / out)
+    told = (source.parent / "a" / "skipped.csv").read_text()
+    assert 'cats/bad.png,"corrupt picture: no PNG, JPEG or WEBP"' in told.splitlines()[1]
+    assert (source.parent / "b" / "skipped.csv").read_text() == told
 
 
 def test_two_packs_to_one_place_do_not_meet(source: Path) -> None:
@@ -149,5 +169,19 @@ def test_a_file_that_changes_while_it_is_packed_stops_it(source: Path, monkeypat
 
     monkeypatch.setattr(packing, "deal", deal)
     with pytest.raises(DataError, match=r"cats/3: changed while it was packed \(missing file\)"):
+        pack(source, source.parent / "out")
+    assert listing(source.parent) == ["in"]
+
+
+@pytest.mark.parametrize("now", [colour(200), b"no picture"])
+def test_a_file_that_is_another_when_it_is_written_stops_it(
+    source: Path, now: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deal(*rest: object) -> tuple[list[str], list[str]]:
+        put(source / "cats" / "3.png", now)
+        return ["train"] * 12, []
+
+    monkeypatch.setattr(packing, "deal", deal)
+    with pytest.raises(DataError, match=r"cats/3\.png: changed while it was packed; start again"):
         pack(source, source.parent / "out")
     assert listing(source.parent) == ["in"]
