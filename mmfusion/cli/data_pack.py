@@ -15,7 +15,7 @@ SOURCE is one of (recognised, or named with --layout)
                    image_depth, audio_2: further ones) or whose values end in .jpg .png .webp, .wav .flac .ogg .opus
                    .mp3, .npy .csv; label, label_NAME, concept, key, split, source, licence, subject, speaker, lang,
                    kind, rate_hz, start_s, place, channels, units by name. What each was taken for is printed.
-                   Paths start from the table's folder (or --root) and must stay below it, absolute ones and links too.
+                   Paths start from the table's folder (or --root) and must stay below it, absolute ones too.
   folders          a folder by class: cats/*.jpg, dogs/*.wav; below train/, validation/, test/ or not
   coco, flickr30k  pictures with captions; COCO's val is the test split, as results on it are reported, and a
                    validation split is taken out of train

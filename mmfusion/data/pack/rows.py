@@ -24,7 +24,7 @@ def find(source: Path, settings: Settings) -> Found:
     table = read_table(source)
     columns = columns_of(table, settings, source)
     _check_splits(source, table, columns)
-    root = Path(os.path.realpath(settings.root or source.parent))
+    root = Path(os.path.abspath(settings.root or source.parent))
     if not root.is_dir():
         raise DataError(f"--root {root}: no such folder")
     return Found(
@@ -82,7 +82,8 @@ class _Maker:
         for medium in self.columns.media:
             if cell := row[medium.column]:
                 path = Path(os.path.normpath(self.root / cell))
-                if not Path(os.path.realpath(path)).is_relative_to(self.root):
+                roots = (self.root, self.root.resolve())
+                if not any(path.is_relative_to(root) for root in roots):  # a link below is its owner's, and followed
                     yield _bad(cell, "path outside", f"not below {self.root}; give --root FOLDER")
                     return
                 try:
