@@ -146,7 +146,6 @@ class TrainingModule(pl.LightningModule):
         progress = loop["epoch_loop.batch_progress"]  # Lightning counts micro-batches
         begun = progress["total"]["ready"] - checkpoint["global_step"] * accumulate
         if 0 < begun <= accumulate:
-            loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]  # the loggers' step
             for counter in (progress["current"], progress["total"]):
                 counter.update(dict.fromkeys(("ready", "started", "processed", "completed"), counter["ready"] - begun))
 
@@ -179,6 +178,11 @@ class TrainingModule(pl.LightningModule):
             else:
                 result[name] = objective(self.model(view), view)
         return result, outputs
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """The loggers' step, which Lightning counts by itself and one too far where it goes on behind a validation."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, _ = self.losses(batch)

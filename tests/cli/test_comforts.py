@@ -100,6 +100,41 @@ def test_it_stops_early_and_keeps_as_many_of_the_best_as_asked(
     assert runs.step_of(runs.resume_points(run)[0]) == 3  # the last point is the run's end
 
 
+def test_a_point_stands_for_a_step_with_its_validation_and_an_early_end_stays_the_end(tmp_path: Path) -> None:
+    """Gone on with from the point at which a validation was due, and from the end that early stopping made."""
+    stops = ["steps=9", "trainer.val_check_interval=2", "callbacks.resume.every_n_train_steps=2",
+             "callbacks.resume.save_top_k=-1", "callbacks=[default,early_stopping]",
+             "callbacks.early_stopping.patience=2", "callbacks.early_stopping.min_delta=1000.0"]  # fmt: skip
+    assert train(tmp_path / "whole", *stops) == 0
+    for last in (2, 4, 6):
+        run = tmp_path / str(last)
+        shutil.copytree(tmp_path / "whole", run)
+        shutil.rmtree(run / "checkpoint")
+        (run / "report.html").unlink()
+        for point in runs.resume_points(run):
+            if runs.step_of(point) > last:
+                point.unlink()
+        assert main(["train", f"resume={run}"]) == 0
+        assert runs.step_of(runs.resume_points(run)[0]) == 6
+        assert all(torch.equal(weights(run)[n], tensor) for n, tensor in weights(tmp_path / "whole").items())
+        gone_on, whole = (read_history(folder / "metrics.csv") for folder in (run, tmp_path / "whole"))
+        for name in ("val/loss", "train/loss", "health/grad_norm", "val/captioning"):
+            assert [part.tolist() for part in gone_on[name]] == [part.tolist() for part in whole[name]]
+
+
+def test_early_stopping_without_a_validation_split_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("data_prep/sample", tmp_path / "sample")
+    manifest = tmp_path / "sample" / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    listed["shards"] = [shard for shard in listed["shards"] if shard["split"] != "validation"]
+    manifest.write_text(json.dumps(listed))
+    watching = [f"data.root={tmp_path / 'sample'}", "callbacks=[default,early_stopping]", "steps=1"]
+    assert train(tmp_path / "run", *watching) == 1
+    assert "has no validation split" in capsys.readouterr().err
+
+
 def test_accumulated_batches_are_told_as_one_step(tmp_path: Path) -> None:
     told = []
     for batches in (1, 2):
