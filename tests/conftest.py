@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread for each of pytest's w
 
 import pytest
 import tiny_run as tiny
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +17,13 @@ def one_step_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as `mmfusion train debug=one_step` leaves it, evaluated and reported."""
     from mmfusion.cli.main import main
 
-    run = tmp_path_factory.mktemp("runs") / "one_step"
-    assert main(["train", "debug=one_step", "data.workers=0", f"paths.run={run}"]) == 0
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of this session's workers: the first that asks makes it
+    run = shared / "one_step_run"
+    with FileLock(shared / "one_step_run.lock"):
+        if not (run / "report.html").exists():
+            assert main(["train", "debug=one_step", "data.workers=0", f"paths.run={run}"]) == 0
     return run
 
 
