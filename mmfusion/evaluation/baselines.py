@@ -1,5 +1,8 @@
 """What a metric must be held against: nearest neighbours of pictures, logistic regression on simple features, the
-commonest class. None of them is tuned: each constant is a default of its field, fixed before any test was run."""
+commonest class. None of them is tuned: each constant is a default of its field, fixed before any test was run.
+
+scikit-learn and scikit-image are imported where they are used: training checks its tasks before it begins.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from scipy.signal import get_window
-from skimage.feature import hog
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 SIDE_PX = 48
 C = 1.0
@@ -45,6 +42,9 @@ def gradients_and_blur(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
     Dalal & Triggs 2005, doi:10.1109/CVPR.2005.177. Both blocks have unit norm, so that shape and colour weigh the same.
     """
+    from scipy.ndimage import gaussian_filter
+    from skimage.feature import hog
+
     squares = [on_square(picture) for picture in pictures]
     shape = np.stack(
         [
@@ -78,6 +78,8 @@ def sound_features(wave: np.ndarray, rate_hz: float) -> np.ndarray:
 
     Bands are spaced evenly in mel (O'Shaughnessy 1987) up to 8 kHz; a clip shorter than a frame is padded with silence.
     """
+    from scipy.signal import get_window
+
     frame, hop = round(0.032 * rate_hz), round(0.016 * rate_hz)
     padded = np.pad(wave.astype(np.float64), (0, max(0, frame - len(wave))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[::hop] * get_window("hann", frame)
@@ -110,6 +112,10 @@ def series_features(series: np.ndarray) -> np.ndarray:
 
 def logistic_regression(train: np.ndarray, labels: Sequence[str], test: np.ndarray) -> list[str]:
     """Labels for `test` [n, F] from a logistic regression (C = 1) on standardised features `train` [m, F]."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000))
     return [str(label) for label in model.fit(train, list(labels)).predict(test)]
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 def exact(said: Sequence[str], right: Sequence[Sequence[str]]) -> np.ndarray:
@@ -44,6 +43,8 @@ def _chrf(said: str, right: str, orders: int = 6, beta: float = 2.0) -> float:
 
 def spelling_similarity(names: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
     """Cosines [n, C] of the character 2- to 4-grams of names and candidates, rare ones weighing more."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
     known = grams.fit_transform(list(candidates))
     return np.asarray((grams.transform(list(names)) @ known.T).todense())

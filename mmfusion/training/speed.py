@@ -39,7 +39,7 @@ class Speed(Callback):
     of a step's phases since the last logged one: `data` (waiting for a batch), `forward`, `backward`, `optimizer`,
     `rest` (logging, checkpoints, other callbacks). Validation is left out.
 
-    FLOPs are counted by torch on the first batch of the process, forward and backward, and taken to be those of all.
+    FLOPs are counted by torch on the first batch that is logged, forward and backward, and taken to be those of all.
     Lightning's Throughput does the sums; its ThroughputMonitor logs validation at steps of its own count. On a GPU,
     which runs behind, a phase is the time to launch it.
     """
@@ -64,7 +64,7 @@ class Speed(Callback):
         self._waited += waited
         self._spent["data"] += waited
         self._spent["rest"] += max(0.0, between - waited)
-        if self._flops is None:
+        if self._flops is None and pl_module.logs_now:  # not in the first step, which people wait for
             self._flops = trainer.accumulate_grad_batches * flops_of(trainer, pl_module, batch)
             self._mark()
 
@@ -81,9 +81,10 @@ class Speed(Callback):
             return
         self._steps += 1
         spent = sum(self._spent.values())
-        self._throughput.update(
-            time=self._training + spent, batches=self._steps, samples=self._samples, flops=self._flops
-        )
+        if self._flops is not None:
+            self._throughput.update(
+                time=self._training + spent, batches=self._steps, samples=self._samples, flops=self._flops
+            )
         if trainer.global_step % pl_module.log_every == 0:
             self._log(pl_module)
             self._training += spent
