@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmfusion import __version__, runs
-from mmfusion.config import ConfigError, build, targets
+from mmfusion.config import ConfigError, build, leaves, targets
 from mmfusion.data.shards import MANIFEST
 from mmfusion.errors import UserError
 from mmfusion.runs import plain
@@ -254,11 +254,11 @@ def fill(model: nn.Module, folder: Path) -> None:
 def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
     """Raises CheckpointError, naming the keys, if a checkpoint's model or vocabulary is not the configured one."""
     folder = locate(folder)
-    theirs, ours = (dict(_leaves(tree, "model")) for tree in (_read_config(folder / CONFIG)["model"], model))
+    theirs, ours = (dict(leaves(tree, "model")) for tree in (_read_config(folder / CONFIG)["model"], model))
     differing = [
         f"{key} is {theirs.get(key, 'not set')!r} there and {ours.get(key, 'not set')!r} here"
         for key in sorted(theirs.keys() | ours.keys())
-        if theirs.get(key) != ours.get(key) and not isinstance(theirs.get(key, ours.get(key)), (Mapping, list))
+        if theirs.get(key) != ours.get(key)
     ]
     if differing:
         raise CheckpointError(f"checkpoint={folder}: of another model: {'; '.join(differing)}; set the same")

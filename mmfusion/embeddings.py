@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from mmfusion.api import Model
-from mmfusion.data.format import PLAIN
+from mmfusion.data.pack.draft import modality_of as by_name
 from mmfusion.inputs import Description, InputError, part_of, regular
+from mmfusion.progress import tracked
 from mmfusion.types import Modality, Part
 
 CHUNK = 16  # files decoded at once: as many photographs are half a gigabyte
-PLAIN_LINES = 64 * CHUNK  # a line of progress each so many, where there is no terminal
-SERIES = ("csv", "tsv", "npy")
 PARQUET = b"PAR1"
 SIGNATURES: Mapping[bytes, Modality] = {
     b"\x89PNG": "image",
@@ -38,11 +35,8 @@ SIGNATURES: Mapping[bytes, Modality] = {
 
 def modality_of(path: Path) -> Modality:
     """What a file is, by its suffix, else by its first bytes. Raises InputError for what is neither."""
-    suffix = path.suffix.lower().lstrip(".")
-    if suffix in SERIES:
-        return "sensor"
-    if suffix in PLAIN and PLAIN[suffix] != "text":
-        return PLAIN[suffix]
+    if (named := by_name(path)) is not None:
+        return named
     head = _head(path)
     if head[:4] == b"RIFF":
         return "image" if head[8:] == b"WEBP" else "audio"
@@ -82,13 +76,12 @@ def write(out: Path, model: Model, files: Sequence[Path], texts: Sequence[str], 
         raise InputError("embed takes files or texts; got none")
     how = Description(**described)
     chunks = range(0, len(todo), CHUNK)
-    console = Console(stderr=True)
     counts = Counter[str]()
     draft = out.with_name(f".{out.name}.draft")
     try:
         with ExitStack() as opened:
             table: pq.ParquetWriter | None = None
-            for start in track(chunks, "embedding", console=console, disable=not console.is_terminal):
+            for start in tracked(chunks, f"embedding, {CHUNK} at once", len(chunks)):
                 rows = list(_rows(model, todo[start : start + CHUNK], how))
                 counts.update(part.type for _, part, _ in rows)
                 if rows and table is None:
@@ -96,8 +89,6 @@ def write(out: Path, model: Model, files: Sequence[Path], texts: Sequence[str], 
                     table = opened.enter_context(pq.ParquetWriter(draft, schema))
                 if rows and table is not None:
                     table.write_batch(pa.RecordBatch.from_pylist(list(map(_record, rows)), schema=table.schema))
-                if not console.is_terminal and (start + CHUNK) % PLAIN_LINES == 0:
-                    print(f"{start + CHUNK} of {len(todo)}", flush=True)
         if counts:
             draft.replace(out)
     finally:

@@ -29,9 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.cli.progress import tracked
     from mmfusion.data.shards import ShardSet, entries_of
     from mmfusion.data.survey import choose, find
+    from mmfusion.progress import tracked
     from mmfusion.report import data_page, html
 
     root = options.root

@@ -29,11 +29,11 @@ def run(options: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from mmfusion.cli.progress import tracked
     from mmfusion.data.pitfalls import pitfalls
     from mmfusion.data.shards import ShardSet, entries_of
     from mmfusion.data.stats import Stats
     from mmfusion.data.tokenizer import tokenizer_of
+    from mmfusion.progress import tracked
     from mmfusion.report import data_stats, html
 
     root = options.root

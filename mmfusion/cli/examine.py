@@ -11,11 +11,11 @@ from typing import Any
 
 from mmfusion import api, runs
 from mmfusion.cli.asked import Asked
-from mmfusion.cli.progress import tracked
 from mmfusion.data.shards import ShardSet
 from mmfusion.evaluation import comparison, points
 from mmfusion.evaluation.bench import Bench, Split
 from mmfusion.evaluation.measure import NO_BASELINES, Evaluation, ask
+from mmfusion.progress import tracked
 from mmfusion.report import collect, terminal, write
 from mmfusion.report.evaluation import write_along, write_compared
 from mmfusion.runs import RunError

@@ -6,14 +6,12 @@ import ctypes
 import logging
 import os
 import platform
-import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mmfusion import config, runs
 from mmfusion.cli.resume import ours, resumed, split_resume
 from mmfusion.cli.session import settled, train
+from mmfusion.cli.signals import on_sigterm
 from mmfusion.config import ConfigError
 from mmfusion.errors import UserError
 
@@ -49,20 +48,8 @@ def _keep_freed_memory() -> None:
 
 
 def _terminate(number: int, frame: object) -> None:
+    """While steps are taken, `StopBetweenSteps` hears the signal first."""
     raise SIGTERMException
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends what is within as Ctrl-C does; while steps are taken, `StopBetweenSteps` hears it first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run_one(cfg: DictConfig) -> int:
@@ -70,8 +57,6 @@ def _run_one(cfg: DictConfig) -> int:
     tree = settled(cfg)
     folder = Path(tree["paths"]["run"])
     resuming = bool(tree.get("resume"))
-    foreign = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
-    again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
     made: list[Path] = []
     try:
         if resuming:
@@ -87,15 +72,15 @@ def _run_one(cfg: DictConfig) -> int:
         if not resuming:
             runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
         print(f"run folder  {folder}", flush=True)
-        with _terminable(), runs.beating(folder, steps=tree["steps"], stage=tree.get("stage", "pretrain")):
+        with on_sigterm(_terminate), runs.beating(folder, steps=tree["steps"], stage=tree.get("stage", "pretrain")):
             train(tree, **config.build_arguments(tree, train))
     except (KeyboardInterrupt, SIGTERMException) as stopped:
         runs.mark(folder, "stopped")
-        print(f"stopped{_way_on(folder, made, again) or ' before the first step'}", file=sys.stderr)
+        print(f"stopped{_way_on(folder, made, tree) or ' before the first step'}", file=sys.stderr)
         return 143 if isinstance(stopped, SIGTERMException) else 130
     except Exception as error:
         runs.mark(folder, "failed", message=_one_line(error))
-        _tell(error, _way_on(folder, made, again))
+        _tell(error, _way_on(folder, made, tree))
         return 1
     finally:
         if wandb := sys.modules.get("wandb"):  # each run of a sweep is one of its own
@@ -103,8 +88,10 @@ def _run_one(cfg: DictConfig) -> int:
     return 0
 
 
-def _way_on(folder: Path, made: Sequence[Path], again: str) -> str:
-    """How a run that ended early can go on (`again`); what was `made` for one that saved nothing is removed."""
+def _way_on(folder: Path, made: Sequence[Path], tree: Mapping[str, Any]) -> str:
+    """How a run that ended early can go on; what was `made` for one that saved nothing is removed."""
+    foreign = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
+    again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
     if (folder / "checkpoint").exists():
         return f"; trained, its checkpoint is {folder / 'checkpoint'}; evaluate and report it with: {again}"
     if not made or runs.resume_points(folder):

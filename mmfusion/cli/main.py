@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 
 from mmfusion.cli.flags import own_code_found
+from mmfusion.cli.signals import on_sigterm
 
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
@@ -57,20 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a verb as Ctrl-C does, so that nothing half-made stays; `train` hears it in its own way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _terminate(number: int, frame: object) -> None:
+    """A verb ends as by Ctrl-C, so that nothing half-made stays; `train` hears the signal in its own way."""
     print("stopped", file=sys.stderr)
     raise SystemExit(143)
 
@@ -92,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without some letters shows their numbers
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with own_code_found(options), _terminable():
+        with own_code_found(options), on_sigterm(_terminate):
             return options.run(options)
     except ConfigError as error:
         for problem in error.problems:
@@ -108,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:  # a fault of ours: the trace for whoever mends it, the last line for everyone else
         traceback.print_exception(error)
-        print(f"mmfusion: {' '.join(str(error).split())[:300] or type(error).__name__}", file=sys.stderr)
+        told = without_secrets(" ".join(str(error).split()))[:300] or type(error).__name__
+        print(f"mmfusion: {told}", file=sys.stderr)
         return 1
 
 

@@ -18,9 +18,11 @@ RUN_ONLY = (
     *(f"trainer.{name}" for name in ("log_every_n_steps", "enable_progress_bar", "profiler")),
     *("callbacks", "logger", "data.workers", "data.cache_mb"),
 )
-# Packages whose own classes a run folder may name, beside what our configuration files and checkpoints do.
-PLACES = ("dirpath", "save_dir", "root_dir", "folder", "log_dir")  # where callbacks, loggers and profilers write
-FAMILIES = ("torch.optim.", *(f"lightning.pytorch.{name}." for name in ("callbacks", "loggers", "profilers")))
+PLACES = ("dirpath", "save_dir", "root_dir", "log_dir")  # where callbacks, loggers and profilers write
+# Packages whose own classes a run folder may name, beside what our configuration files and checkpoints do; of loggers
+# only those: others may send what they are told.
+FAMILIES = ("torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.profilers.")
+SENDING = "lightning.pytorch.loggers.WandbLogger"  # unless it is told not to
 
 
 def split_resume(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -72,15 +74,18 @@ def _check_places(tree: dict[str, Any], run: Path, given: Collection[str]) -> No
     """Nothing of a run folder writes outside it, and no logger sends anything, unless that is `given` once more."""
     for group in ("callbacks", "logger", "trainer"):
         for name, node in (tree.get(group) or {}).items():
-            for key, value in node.items() if isinstance(node, dict) else ():
+            if not isinstance(node, dict):
+                continue
+            offline = f"{group}.{name}.offline"
+            if node.get("_target_") == SENDING and not node.get("offline") and offline not in given:
+                raise ConfigError([f"{offline}: this run sends its log away; if you want that again: {offline}=false"])
+            for key, value in node.items():
                 path = f"{group}.{name}.{key}"
                 if path in given:
                     continue
                 if key in PLACES and isinstance(value, str) and not _inside(value, run):
                     remedy = f"if you want that: {path}={value}"
                     raise ConfigError([f"{path}: {value} lies outside the run folder; {remedy}"])
-                if (key, value) == ("offline", False):
-                    raise ConfigError([f"{path}: this run sends its log away; if you want that again: {path}=false"])
 
 
 def _inside(place: str, run: Path) -> bool:

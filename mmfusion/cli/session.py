@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import Optimizer
@@ -112,6 +112,19 @@ def train(
     if point:
         runs.set_history_aside(run, until=runs.step_of(point))
     began = time.monotonic()
+    _fit(fitter, module, data, point)
+    data.skips.end()
+    runs.bring_history_back(run)
+    seconds = {"training": time.monotonic() - began}
+    if not fitter.global_step:
+        return  # a callback had something else to do, such as finding a learning rate
+    print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
+    step = choose_weights(fitter, module, keep)
+    _finish(tree, run, module, data, evaluation, step, seconds)
+
+
+def _fit(fitter: pl.Trainer, module: TrainingModule, data: DataModule, point: Path | None) -> None:
+    """Raises KeyboardInterrupt or SIGTERMException where a signal ended it."""
     threads = torch.get_num_threads()
     # A core for each worker: two threads that share theirs with the worker wait for one another at every operation.
     torch.set_num_threads(max(1, threads - data.workers))
@@ -123,35 +136,25 @@ def train(
         raise KeyboardInterrupt from error
     finally:
         torch.set_num_threads(threads)
-    data.skips.end()
-    if fitter.global_step:
-        fitter.save_checkpoint(run / "resume" / f"step={fitter.global_step}.ckpt")
-        runs.write(run / "resume" / runs.ENDED, f"{fitter.global_step}\n")
-    runs.bring_history_back(run)
-    seconds = {"training": time.monotonic() - began}
-    if not fitter.global_step:
-        return  # a callback had something else to do, such as finding a learning rate
-    print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
-    step = choose_weights(fitter, module, keep)
-    _finish(tree, run, module, data, evaluation, step, seconds)
 
 
 def choose_weights(fitter: pl.Trainer, module: pl.LightningModule, keep: Literal["last", "best"]) -> int:
     """The step whose weights the module holds afterwards; says where validation was better before the end."""
-    saved = [c for c in fitter.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/loss"]
-    best = saved[0] if saved and saved[0].best_model_score is not None else None
-    if best is None:
+    watching = [c for c in fitter.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/loss"]
+    # Where it lies now: the run may have been moved.
+    kept = [Path(c.dirpath or "") / Path(c.best_model_path).name for c in watching if c.best_model_path]
+    if not kept:
         if keep == "best":
             print("keep=best: nothing was validated, the last weights are kept", flush=True)
         return fitter.global_step
-    lowest, last = float(best.best_model_score or 0), float(fitter.callback_metrics["val/loss"])
     if keep == "best":
-        found = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        found = torch.load(kept[0], map_location="cpu", weights_only=True)
         module.load_state_dict(found["state_dict"])
-        print(f"kept the weights of step {found['global_step']}, validation loss {lowest:.3f}", flush=True)
+        print(f"kept the weights of step {found['global_step']}, of the lowest validation loss", flush=True)
         return int(found["global_step"])
-    if last > 1.02 * lowest:
-        step = Path(best.best_model_path).stem.rpartition("=")[2]
+    lowest, last = watching[0].best_model_score, fitter.callback_metrics.get("val/loss")
+    if lowest is not None and last is not None and last > 1.02 * lowest:
+        step = kept[0].stem.rpartition("=")[2]
         told = f"validation loss was {lowest:.3f} at step {step} and is {last:.3f} now"
         print(f"{told}: keep=best keeps those weights, callbacks=[default,early_stopping] stops there", flush=True)
     return fitter.global_step
@@ -223,8 +226,7 @@ def _try_optimizer(tree: Mapping[str, Any]) -> None:
 
 def settled(cfg: DictConfig) -> dict[str, Any]:
     """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    if isinstance(raw, dict) and "${oc.env" in str(raw.get("name")):
+    if "${oc.env" in str(config.raw(cfg).get("name")):
         raise ConfigError(["name: must be plain text: it stands in folders and on pages"])
     try:
         if not cfg.paths.run:

@@ -22,8 +22,9 @@ def origins(arguments: Sequence[str], config_dir: Path | None = None) -> dict[st
         loader = GlobalHydra.instance().config_loader()
         merged = loader.compute_defaults_list(ROOT, overrides, RunMode.RUN)
     found = {}
+    trees = conf_trees(config_dir)
     for default in merged.defaults:
-        for tree, name in conf_trees(config_dir).items():
+        for tree, name in trees.items():
             file = tree / f"{default.config_path}.yaml"
             if file.is_file():  # not so for Hydra's own
                 content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)

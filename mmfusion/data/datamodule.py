@@ -157,6 +157,11 @@ class DataModule(pl.LightningDataModule):
             del built  # ends the workers: an error's traceback would keep them, and they outlive the end of the process
 
 
+def datamodule_of(trainer: pl.Trainer) -> DataModule:
+    """The data that a trainer was given; Lightning's stub of Trainer leaves the attribute out."""
+    return cast("Any", trainer).datamodule
+
+
 class StepLoader:
     """The micro-batches of all steps from the trainer's global step on, each with its step's `counts`.
 

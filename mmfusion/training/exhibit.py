@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from PIL import Image
 
 from mmfusion import api, runs
+from mmfusion.data.datamodule import datamodule_of
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.pipeline import Pipeline, chosen_text
 from mmfusion.data.series import array_of, times_of
@@ -63,7 +64,7 @@ class Exhibit(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._validations += 1
-        data: Any = getattr(trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
+        data = datamodule_of(trainer)
         if data.validation is None or self._validations % self.every_n or not trainer.is_global_zero:
             return
         if self._samples is None:

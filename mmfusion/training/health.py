@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mmfusion import runs
+from mmfusion.data.datamodule import datamodule_of
 from mmfusion.types import Batch
 
 FILE = "health.json"
@@ -60,7 +61,7 @@ class Health(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         if pl_module.logs_now:
             pl_module.told.update({f"health/padding/{name}": share for name, share in padding(batch).items()})
-            data: Any = getattr(trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
+            data = datamodule_of(trainer)
             pl_module.told.update({"health/skipped": data.skips.skipped.total(), "health/masked": data.masked})
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Optimizer) -> None:

@@ -12,18 +12,19 @@ from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 
 from mmfusion import checkpoint, runs
+from mmfusion.data.datamodule import datamodule_of
 
 
 class Heartbeat(Callback):
-    """Writes `folder/status.json` every `every_s` seconds between steps, after each validation and at the end."""
+    """Writes the run's `status.json` every `every_s` seconds between steps, after each validation and at the end."""
 
-    def __init__(self, *, folder: str, every_s: Annotated[float, Ge(0)] = 10.0) -> None:
-        self.folder, self.every_s = Path(folder), every_s
+    def __init__(self, *, every_s: Annotated[float, Ge(0)] = 10.0) -> None:
+        self.every_s = every_s
         self._begin = self._last = time.monotonic()
         self._first_step: int | None = None  # until steps are taken
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data: Any = getattr(trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
+        data = datamodule_of(trainer)
         self._begin = self._last = time.monotonic()
         self._first_step = trainer.global_step
         self._beat(trainer, data=checkpoint.data_of(data.root)["fingerprint"])
@@ -55,4 +56,4 @@ class Heartbeat(Callback):
         }
         if done := trainer.global_step - self._first_step:
             facts["step_s"] = (self._last - self._begin) / done
-        runs.mark(self.folder, step=trainer.global_step, metrics=kept, **facts)
+        runs.mark(Path(trainer.default_root_dir), step=trainer.global_step, metrics=kept, **facts)

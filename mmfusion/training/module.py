@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mmfusion.data.datamodule import datamodule_of
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training.optim import ParameterGroups, apply_shares
 from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
@@ -123,7 +124,7 @@ class TrainingModule(pl.LightningModule):
         clip(optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(gradient_clip_algorithm or "norm"))
 
     def on_fit_start(self) -> None:
-        data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
+        data = datamodule_of(self.trainer)
         pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")

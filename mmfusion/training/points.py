@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from mmfusion import runs
 
 
 class ResumePoints(ModelCheckpoint):
     """Lightning's ModelCheckpoint every so many steps, saved as the next step begins.
 
     Lightning saves at a step's end, before what belongs to it is logged and validated; a run that went on from there
-    never made up for it. What has begun of the next step is taken back on loading (`TrainingModule`).
+    never made up for it. What has begun of the next step is taken back on loading (`TrainingModule`). The last step,
+    planned or stopped early, is always saved, and marked as the end.
     """
 
     def on_train_batch_end(
@@ -25,3 +29,9 @@ class ResumePoints(ModelCheckpoint):
     ) -> None:
         if batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
             super().on_train_batch_end(trainer, pl_module, None, batch, batch_idx)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        folder = Path(self.dirpath or trainer.default_root_dir)
+        trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
+        runs.write(folder / runs.ENDED, f"{trainer.global_step}\n")

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmfusion.data.datamodule import datamodule_of
 from mmfusion.types import Batch
 
 NAMES = {"samples_per_s": "samples_per_sec", "flops_per_s": "flops_per_sec", "peak_share": "mfu"}  # ours: Lightning's
@@ -126,5 +127,5 @@ def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
 
 
 def _waited(trainer: pl.Trainer) -> float:
-    data: Any = getattr(trainer, "datamodule")  # noqa: B009  (Lightning's stub of Trainer leaves it out)
-    return getattr(data, "waited_s", 0.0)
+    data = datamodule_of(trainer)
+    return data.waited_s

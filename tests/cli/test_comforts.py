@@ -122,6 +122,18 @@ def test_a_point_stands_for_a_step_with_its_validation_and_an_early_end_stays_th
             assert [part.tolist() for part in gone_on[name]] == [part.tolist() for part in whole[name]]
 
 
+def test_trained_and_moved_but_never_evaluated_it_ends_with_its_best_weights(tmp_path: Path) -> None:
+    """Killed in its evaluation, where nothing is left to train and the last step was not validated."""
+    assert train(tmp_path / "whole", "steps=3", "trainer.val_check_interval=2", "keep=best") == 0
+    run = tmp_path / "moved" / "run"
+    shutil.copytree(tmp_path / "whole", run)
+    shutil.rmtree(run / "checkpoint")
+    (run / "report.html").unlink()
+    shutil.move(tmp_path / "whole", tmp_path / "elsewhere")
+    assert main(["train", f"resume={run}"]) == 0
+    assert all(torch.equal(weights(run)[n], tensor) for n, tensor in weights(tmp_path / "elsewhere").items())
+
+
 def test_early_stopping_without_a_validation_split_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -396,6 +396,25 @@ def test_a_moved_run_folder_names_no_other_class(
     assert not Path("ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("logger", "told"),
+    [
+        ({"_target_": "lightning.pytorch.loggers.WandbLogger"}, "logger.x.offline: this run sends its log away"),
+        ({"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "--allow lightning.pytorch.loggers.MLFlowLogger"),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/somewhere"}, "lies outside the run folder"),
+    ],
+)
+def test_a_run_folder_sends_nothing_and_writes_nowhere_else(
+    logger: dict[str, str], told: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load((whole / "config.yaml").read_text().replace(str(whole), str(tmp_path)))
+    tree["logger"] = {"x": logger}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    status, error = fails([f"resume={tmp_path}"], capsys)
+    assert status == 2
+    assert told in error
+
+
 def test_an_empty_folder_that_was_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     for run in (tmp_path / "mine", tmp_path / "mine" / "a" / "b"):

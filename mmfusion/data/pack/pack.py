@@ -12,11 +12,12 @@ from mmfusion.data.pack.draft import Found, Settings, Split
 from mmfusion.data.pack.keys import safe
 from mmfusion.data.pack.layouts import recognise
 from mmfusion.data.pack.splits import deal
-from mmfusion.data.pack.summary import tell, tell_skipped, watched
+from mmfusion.data.pack.summary import tell, tell_skipped
 from mmfusion.data.pack.vocabulary import NAME, default_tokenizer
 from mmfusion.data.pack.write import check_out, draft_folder, write_shards
 from mmfusion.data.shards import ShardEntry
 from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.progress import tracked
 from mmfusion.types import DataError
 
 SHARE = 0.1  # of the groups, for each split that is made
@@ -52,7 +53,7 @@ def pack(
     if not found.total:
         raise DataError(f"{source}: nothing to pack in it; {name} needs {kind.needs}")
     with draft_folder(out) as draft:
-        good, skipped = check_all(found.drafts, watched("checking", found.total))
+        good, skipped = check_all(found.drafts, lambda items: tracked(items, "checking", found.total))
         tell_skipped(skipped)
         refuse_too_many(skipped, found.total, max_skipped)
         named = {item.draft.split for item in good if item.draft.split}
@@ -60,13 +61,14 @@ def pack(
         digests, kinds = [item.digests for item in good], [item.kinds for item in good]
         splits, notes = deal([item.draft for item in good], digests, shares, kinds)
         print(*_told(found, named, shares), *notes, sep="\n", flush=True)
+        written = tracked(range(len(good)), "writing", len(good))
         entries = write_shards(
             draft,
             good,
             splits,
             source=settings.source or safe(source.resolve().stem),
             shard_bytes=round(shard_mb * 1e6),
-            watch=watched("writing", len(good)),
+            watch=lambda items: (item for item, _ in zip(items, written, strict=False)),
         )
         shutil.copyfile(vocabulary.path, draft / NAME)
         if skipped:

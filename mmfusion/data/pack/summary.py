@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from mmfusion.data.pack.check import Good, Skipped
 from mmfusion.data.shards import ShardEntry
 
-_T = TypeVar("_T")
-_EVERY_S = 10.0
 _FEW = 5
-
-
-def watched(what: str, total: int) -> Callable[[Iterable[_T]], Iterator[_T]]:
-    """Passes items through: a bar on a terminal, else a line every ten seconds."""
-    if sys.stderr.isatty():
-        console = Console(stderr=True)
-        return lambda items: iter(track(items, what, total, console=console, transient=True))
-    done, shown = 0, time.monotonic()
-
-    def lines(items: Iterable[_T]) -> Iterator[_T]:
-        nonlocal done, shown
-        for item in items:
-            done += 1
-            if time.monotonic() - shown > _EVERY_S:
-                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
-                shown = time.monotonic()
-            yield item
-
-    return lines
 
 
 def tell_skipped(skipped: Sequence[Skipped]) -> None:
