@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mmfusion.cli.flags import configuration
+from mmfusion.cli.start import for_good
 
 HELP = "print the composed configuration and where its values come from, list the choices, check, write a schema"
 DESCRIPTION = "Print the configuration that `train` would use, checked, each value with what set it; run nothing."
@@ -41,8 +42,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, config_dir: Path | None) -> None:
-    from mmfusion import config
-    from mmfusion.cli.session import settled, train
+    with for_good():
+        from mmfusion import config
+        from mmfusion.cli.session import settled, train
 
     composed = config.compose(options.overrides, config_dir)
     before = dict(config.leaves(config.raw(composed)))

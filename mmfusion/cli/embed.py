@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mmfusion.cli.flags import allow, described, series
+from mmfusion.cli.start import for_good
 
 HELP = "turn files and texts into a Parquet table of embeddings"
 DESCRIPTION = """\
@@ -26,7 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion import api, embeddings
+    with for_good():
+        from mmfusion import api, embeddings
 
     files = [Path(name) for name in options.files]
     embeddings.check_place(Path(options.out), files)

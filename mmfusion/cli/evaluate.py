@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mmfusion.cli.flags import allow, config_dir
+from mmfusion.cli.start import for_good
 
 HELP = "metrics of checkpoints on any shards, side by side or along a run"
 DESCRIPTION = """\
@@ -33,8 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.cli.asked import asked
-    from mmfusion.cli.examine import along, ready, several, single
+    with for_good():
+        from mmfusion.cli.asked import asked
+        from mmfusion.cli.examine import along, ready, several, single
 
     configs = Path(options.config_dir) if options.config_dir else None
     about = asked(

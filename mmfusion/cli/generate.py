@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfusion.cli.flags import allow, described, series
+from mmfusion.cli.start import for_good
 
 HELP = "ask a trained model about pictures, sounds and series"
 DESCRIPTION = "Print what a model says about one thing: any pictures, sounds and series of it, a prompt, or both."
@@ -40,7 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion import api
+    with for_good():
+        from mmfusion import api
 
     if options.n < 1:
         raise api.InputError(f"--n: must be 1 or more, not {options.n}")

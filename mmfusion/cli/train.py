@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mmfusion.cli.flags import allow, configuration
+from mmfusion.cli.start import for_good
 
 HELP = "train, evaluate and report a run"
 DESCRIPTION = "Train a model, evaluate it once on the test split, and write the run folder with its report."
@@ -24,7 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.cli.launch import launch
+    with for_good():
+        from mmfusion.cli.launch import launch
 
     config_dir = Path(options.config_dir) if options.config_dir else None
     return launch(options.overrides, config_dir, multirun=options.multirun, allow=options.allow)

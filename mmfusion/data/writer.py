@@ -16,7 +16,8 @@ from webdataset.writer import TarWriter
 
 from mmfusion.data.decode import duration_s
 from mmfusion.data.format import dump_sample, parse_sample
-from mmfusion.data.shards import EXECUTABLE, MANIFEST, ShardEntry, ShardIndex
+from mmfusion.data.index import EXECUTABLE, ShardIndex
+from mmfusion.data.shards import MANIFEST, ShardEntry
 from mmfusion.types import DataError, Sample, SkipSample
 
 

@@ -45,15 +45,9 @@ class Speed(Callback):
     which runs behind, a phase is the time to launch it.
     """
 
-    def __init__(self) -> None:
-        self._flops: int | None = None
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        device = trainer.strategy.root_device
-        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        peak = matrix_flops(device, dtype)
-        window = max(2, pl_module.log_every)
-        self._throughput = Throughput(available_flops=peak, world_size=trainer.world_size, window_size=window)
+        self._flops = 0
+        self._throughput: Throughput | None = None  # made when its first step is logged
         self._steps = self._samples = self._logged = 0
         self._training = self._waited = 0.0
         self._spent = dict.fromkeys(PHASES, 0.0)
@@ -65,8 +59,9 @@ class Speed(Callback):
         self._waited += waited
         self._spent["data"] += waited
         self._spent["rest"] += max(0.0, between - waited)
-        if self._flops is None and pl_module.logs_now:  # not in the first step, which people wait for
+        if self._throughput is None and pl_module.logs_now:  # not in the first step, which people wait for
             self._flops = trainer.accumulate_grad_batches * flops_of(trainer, pl_module, batch)
+            self._throughput = _throughput(trainer, window=max(2, pl_module.log_every))
             self._mark()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
@@ -82,7 +77,7 @@ class Speed(Callback):
             return
         self._steps += 1
         spent = sum(self._spent.values())
-        if self._flops is not None:
+        if self._throughput is not None:
             self._throughput.update(
                 time=self._training + spent, batches=self._steps, samples=self._samples, flops=self._flops
             )
@@ -93,7 +88,7 @@ class Speed(Callback):
     def _log(self, pl_module: Any) -> None:
         steps = self._steps - self._logged
         self._logged = self._steps
-        rates = self._throughput.compute()
+        rates = self._throughput.compute() if self._throughput is not None else {}
         for ours, theirs in NAMES.items():
             if (rate := rates.get(f"device/{theirs}")) is not None:
                 pl_module.told[f"speed/{ours}"] = float(rate)
@@ -126,6 +121,12 @@ def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
+def _throughput(trainer: pl.Trainer, window: int) -> Throughput:
+    device = trainer.strategy.root_device
+    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+    peak = matrix_flops(device, dtype)
+    return Throughput(available_flops=peak, world_size=trainer.world_size, window_size=window)
+
+
 def _waited(trainer: pl.Trainer) -> float:
-    data = datamodule_of(trainer)
-    return data.waited_s
+    return datamodule_of(trainer).waited_s

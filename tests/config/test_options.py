@@ -18,7 +18,8 @@ from mmfusion import config
 from mmfusion.cli.main import main
 from mmfusion.cli.session import settled
 from mmfusion.config.listing import Option
-from mmfusion.data.shards import ShardIndex, read_manifest
+from mmfusion.data.index import ShardIndex
+from mmfusion.data.shards import read_manifest
 from mmfusion.data.writer import write_manifest, write_shard
 
 SAMPLE = Path("data_prep/sample")

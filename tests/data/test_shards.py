@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
-import gzip
 import hashlib
-import io
 import json
 import pickle
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_media import list_shard, npy, picture_sample, png, sound, tar, tone, write_mixed, write_set
 
-from mmfusion.data.shards import ShardIndex, ShardSet, entries_of, read_manifest, verify
+from mmfusion.data.shards import ShardSet, entries_of, read_manifest, verify
 from mmfusion.data.writer import describe_shard, write_manifest, write_shard
 from mmfusion.types import DataError, SkipSample
 
@@ -26,127 +21,6 @@ from mmfusion.types import DataError, SkipSample
 def shard(tmp_path: Path) -> Path:
     write_shard(tmp_path / "a.tar", [picture_sample(i) for i in range(4)], split="train")
     return tmp_path / "a.tar"
-
-
-def test_reads_by_number_and_pickles_without_its_file(shard: Path) -> None:
-    index = ShardIndex(shard)
-    assert index.keys == ("p0000", "p0001", "p0002", "p0003")
-    samples = [index.read(i) for i in range(len(index))]
-    assert [dataclasses.replace(s, url="") for s in samples] == [picture_sample(i) for i in range(4)]
-    assert [s.parts[0].data for s in samples] == [picture_sample(i).parts[0].data for i in range(4)]
-    assert all(s.url == str(shard) for s in samples)
-    again = pickle.loads(pickle.dumps(index))
-    assert again._file is None
-    assert again.read(2) == samples[2]
-    with pytest.raises(IndexError):
-        index.read(4)
-
-
-def damage(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def spoil(path: Path) -> None:
-        path.write_bytes(change(path.read_bytes()))
-
-    return spoil
-
-
-def instead(*members: tuple[str, bytes] | tarfile.TarInfo) -> Callable[[Path], None]:
-    def spoil(path: Path) -> None:
-        tar(path, members)
-
-    return spoil
-
-
-BLOCK = 512
-FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    # 1: cut where a member ends, inside a header, and before the end mark
-    "cut at a member boundary": (damage(lambda b: b[: 4 * BLOCK]), "end mark is missing"),
-    "cut in a header": (damage(lambda b: b[: 4 * BLOCK + 100]), "cut in a header"),
-    # 2
-    "cut inside data": (damage(lambda b: b[: 5 * BLOCK + 50]), "fetch it again"),
-    # 3
-    "zero block in the middle": (damage(lambda b: b[: 4 * BLOCK] + bytes(BLOCK) + b[5 * BLOCK :]), "garbage after"),
-    "garbage in the middle": (damage(lambda b: b[: 4 * BLOCK] + b"\x07" * BLOCK + b[5 * BLOCK :]), "garbage after"),
-    # 4, 5
-    "all zero": (damage(lambda b: bytes(len(b))), "holds no sample"),
-    "empty": (damage(lambda b: b""), "is empty"),
-    "an HTML page": (damage(lambda b: b"<!DOCTYPE html><html><body>404</body></html>" * 40), "no whole tar"),
-    # 16
-    "gzip": (damage(gzip.compress), "compressed with gzip"),
-    "bzip2": (damage(bz2.compress), "compressed with bzip2"),
-    # 8
-    "interleaved": (
-        instead(("a.png", b"1"), ("b.png", b"2"), ("a.txt", b"3"), ("b.txt", b"4")),
-        "members of 'a' do not stand together",
-    ),
-    # 10
-    "duplicate member": (instead(("a.png", b"1"), ("a.png", b"2")), "there twice"),
-    "case collision": (instead(("a.png", b"1"), ("A.png", b"2")), "there twice"),
-    # 11
-    "dots upwards": (instead(("../../etc/x.png", b"1")), "points outside"),
-    "absolute": (instead(("/etc/x.png", b"1")), "points outside"),
-    # 12, 13, 17
-    **{
-        f"a {name} member": (instead((f"a.{name}", b"1")), "could hold code")
-        for name in ("pyd", "pkl", "PICKLE", "pth", "Pt", "npz", "pkl.gz")
-    },
-}
-for kind in ("SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE"):
-    member = tarfile.TarInfo("a.png")
-    member.type, member.linkname = getattr(tarfile, kind), "/etc/passwd"
-    FAULTS[kind] = (instead(member), "is a link, device or sparse")
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_tar_that_is_not_whole_and_plain_is_refused(name: str, shard: Path) -> None:
-    spoil, message = FAULTS[name]
-    spoil(shard)
-    with pytest.raises(DataError, match=message) as caught:
-        ShardIndex(shard)
-    assert str(shard) in str(caught.value)
-    with pytest.raises(DataError):
-        verify_rewritten(shard)
-
-
-def verify_rewritten(shard: Path) -> None:
-    """As at the start of training, under a manifest whose checksum holds."""
-    data = shard.read_bytes()
-    entry = {"file": shard.name, "split": "train", "samples": 4, "bytes": len(data)}
-    listed = {"shards": [{**entry, "sha256": hashlib.sha256(data).hexdigest()}]}
-    (shard.parent / "manifest.json").write_text(json.dumps(listed))
-    verify(shard.parent)
-
-
-def test_every_cut_is_found(shard: Path) -> None:
-    """Wherever a tar of four samples ends too early, it is refused."""
-    data = shard.read_bytes()
-    content = len(data.rstrip(b"\0"))
-    for end in [*range(0, content + BLOCK, 97), *range(0, content + BLOCK, BLOCK)]:
-        shard.write_bytes(data[:end])
-        with pytest.raises(DataError):
-            ShardIndex(shard)
-
-
-def test_folders_and_members_without_a_dot_are_passed_over(tmp_path: Path) -> None:
-    folder = tarfile.TarInfo("set")
-    folder.type = tarfile.DIRTYPE
-    path = tar(tmp_path / "a.tar", [folder, ("set/LICENSE", b"text"), ("set/a.PNG", png()), ("set/a.txt", b"goose")])
-    index = ShardIndex(path)
-    assert index.keys == ("set/a",)
-    assert list(index.members(0)) == ["png", "txt"]
-
-
-def test_long_names_of_other_writers_are_read(tmp_path: Path) -> None:
-    key = "k" * 150
-    path = tmp_path / "a.tar"
-    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        with tarfile.open(path, "w", format=form) as file:
-            info = tarfile.TarInfo(f"{key}.txt")
-            info.size = 5
-            file.addfile(info, io.BytesIO(b"goose"))
-        assert ShardIndex(path).read(0).parts[0].text == "goose"
-
-
-# --------------------------------------------------------------------------------------------- manifests and whole sets
 
 
 def edit(root: Path, **fields: object) -> None:
@@ -326,13 +200,6 @@ def test_text_that_is_not_utf8_costs_one_sample_of_a_shard(tmp_path: Path) -> No
         shards.read(0)
     assert caught.value.reason == "text not utf-8"
     assert shards.read(1).parts[1].text == "goose"
-
-
-def test_a_shard_that_shrinks_while_it_is_read(shard: Path) -> None:
-    index = ShardIndex(shard)
-    shard.write_bytes(shard.read_bytes()[:2048])
-    with pytest.raises(DataError, match="has shrunk"):
-        index.read(3)
 
 
 def test_tars_without_a_manifest_are_all_of_the_split_that_is_asked_for(tmp_path: Path) -> None:

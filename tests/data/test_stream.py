@@ -37,8 +37,9 @@ from torch import Tensor
 from mmfusion.data.augment import Augment, AugmentAudio, AugmentImage, AugmentSensor
 from mmfusion.data.datamodule import DataModule
 from mmfusion.data.decode import decode_sample
+from mmfusion.data.index import ShardIndex
 from mmfusion.data.pipeline import Pipeline
-from mmfusion.data.shards import ShardIndex, ShardSet
+from mmfusion.data.shards import ShardSet
 from mmfusion.data.stream import Step, read_tar, sample_of
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.types import Batch, DataError, Sample

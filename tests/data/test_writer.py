@@ -11,7 +11,8 @@ import pytest
 from tiny_media import picture_sample, png, sound, spoken_sample, tone, watch_sample, write_set
 from webdataset.compat import WebDataset
 
-from mmfusion.data.shards import ShardEntry, ShardIndex, read_manifest, verify
+from mmfusion.data.index import ShardIndex
+from mmfusion.data.shards import ShardEntry, read_manifest, verify
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.types import Answer, DataError, Part, Sample
 

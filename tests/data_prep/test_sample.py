@@ -18,7 +18,8 @@ from data_prep import cldr
 from data_prep.build import sizes
 from data_prep.common import LEFT_OUT_LANGUAGES, SAMPLE, fold
 from data_prep.sounds import RATE_HZ, SERIAL
-from mmfusion.data.shards import ShardIndex, ShardSet, read_manifest, verify
+from mmfusion.data.index import ShardIndex
+from mmfusion.data.shards import ShardSet, read_manifest, verify
 from mmfusion.data.tokenizer import RESERVED, SentencePieceTokenizer
 from mmfusion.types import Part, Sample
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mmfusion.data.index import ShardIndex
 from mmfusion.data.pack.draft import (
     SPLITS,
     Draft,
@@ -20,7 +21,6 @@ from mmfusion.data.pack.draft import (
     text_piece,
 )
 from mmfusion.data.pack.media import file_piece
-from mmfusion.data.shards import ShardIndex
 from mmfusion.types import DataError
 
 FOLDERS_NEED = "a folder by class (cats/*.jpg, dogs/*.wav), with train/, validation/ and test/ above them or not"
