@@ -200,7 +200,7 @@ def test_the_rate_finder_suggests_and_trains_nothing(tmp_path: Path, capsys: pyt
 def test_half_precision_accumulation_recomputation_and_layer_decay_together(tmp_path: Path) -> None:
     together = ["trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "gradient_checkpointing=true",
                 "parameters.layer_decay=0.8", "parameters.lr.decoder=0.5", "trainer.gradient_clip_val=0.5"]  # fmt: skip
-    assert train(tmp_path / "run", "steps=1", *together) == 0
+    assert train(tmp_path / "run", "steps=1", "data.batch_size=2", *together) == 0
 
 
 SECRET = "hunter2-very-secret"

@@ -33,7 +33,7 @@ def module_of(tree: dict[str, Any]) -> TrainingModule:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["tiny", "small"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("small", marks=pytest.mark.slow)])
 def test_the_flops_are_those_of_a_real_step(model: str) -> None:
     tree = tree_of(f"model={model}", "data.batch_size=2")
     budget = count(module_of(tree), tree["data"], tree["trainer"], recompute=False)
