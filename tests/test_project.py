@@ -112,7 +112,9 @@ def test_every_command_of_the_readme_runs(
 ) -> None:
     program, *arguments = shlex.split(command)
     if program == "pytest":
-        ended = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0"], cwd=ROOT, capture_output=True)
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0"], cwd=ROOT, capture_output=True
+        )
         assert ended.returncode == 0
         return
     assert program == "mmfusion"

@@ -90,7 +90,7 @@ def start(work: Path, times: int) -> Rows:
         help.append(time.monotonic() - began)
     return [
         row("H5.step", "start to first step of the quickstart, warm, median", statistics.median(first[1:]), "s",
-            n=times, must="<= 10", beside={"slowest": max(first[1:])}),
+            n=times, must="<= 10", beside={"matrix GFLOP/s": matrix_gflops(), "slowest": max(first[1:])}),
         row("H5.help", "mmfusion --help, median", statistics.median(help[1:]), "s", n=times, must="<= 0.5"),
     ]  # fmt: skip
 
@@ -121,7 +121,8 @@ def tests(work: Path) -> dict[str, Any]:
     """H6: the fast suite."""
     took, _ = timed([sys.executable, "-m", "pytest"], work / "tests.log")
     passed = re.search(r"(\d+) passed", (work / "tests.log").read_text())
-    return row("H6", "fast tests after installation", took, "s", n=int(passed[1]) if passed else 0, must="<= 300")
+    return row("H6", "fast tests after installation", took, "s", n=int(passed[1]) if passed else 0, must="<= 300",
+               beside={"matrix GFLOP/s": matrix_gflops()})  # fmt: skip
 
 
 def wrong_input(work: Path) -> Rows:
