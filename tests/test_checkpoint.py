@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmfusion import checkpoint
-from mmfusion.checkpoint import CheckpointError
+from mmfusion.checkpoint import CheckpointError, layout, writing
 
 ALLOW = ["torch.nn.Linear", "torch.nn.Sequential"]
 CONFIG = {"model": {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}, "pipeline": {"row_length": 8}}
@@ -51,7 +51,7 @@ def refused(path: Path, *words: str, allow: list[str] = ALLOW) -> None:
 def resign(folder: Path) -> None:
     """What someone who tampers would do: the hashes fit again."""
     lineage = json.loads((folder / "lineage.json").read_text())
-    lineage["files"] = {name: checkpoint._sha256(folder / name) for name in checkpoint.HASHED}
+    lineage["files"] = {name: layout.sha256(folder / name) for name in checkpoint.HASHED}
     (folder / "lineage.json").write_text(json.dumps(lineage))
 
 
@@ -103,7 +103,7 @@ def test_shared_tensors_are_written_once_and_stay_shared(tmp_path: Path) -> None
 def test_lineage_names_data_parents_and_versions(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"shards": [{"file": "b", "sha256": "2"}, {"file": "a", "sha256": "1"}]}')
     got = checkpoint.lineage(step=5, seed=1, data=tmp_path, commit="abc", parents=[folder])
-    assert got["parents"][0]["sha256"] == checkpoint._sha256(folder / "model.safetensors")
+    assert got["parents"][0]["sha256"] == layout.sha256(folder / "model.safetensors")
     assert got["data"]["shards"] == 2
     assert got["versions"]["torch"] in torch.__version__
     (tmp_path / "manifest.json").write_text('{"shards": [{"file": "a", "sha256": "1"}, {"file": "b", "sha256": "2"}]}')
@@ -119,7 +119,7 @@ def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, moment, full)
+    monkeypatch.setattr(writing, moment, full)
     with pytest.raises(OSError, match="disk full"):
         write(folder, pipeline={"row_length": 9})
     assert checkpoint.load(folder, allow=ALLOW)[1] == {"format": 1, **CONFIG}
@@ -127,7 +127,7 @@ def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_killed_between_the_two_renames(folder: Path) -> None:
-    folder.rename(checkpoint._aside(folder))
+    folder.rename(layout.aside(folder))
     assert checkpoint.load(folder, allow=ALLOW)[1]["format"] == 1
     assert checkpoint.load(folder.parent, allow=ALLOW)[1]["format"] == 1
     write(folder, pipeline={"row_length": 9})

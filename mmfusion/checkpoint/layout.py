@@ -1,0 +1,59 @@
+"""What the files of a checkpoint folder are called, and where the folder stands."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mmfusion.errors import UserError
+
+FORMAT = 1
+CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
+    "config.yaml", "model.safetensors", "tokenizer.model", "lineage.json", "README.md",
+)  # fmt: skip
+HASHED = (CONFIG, WEIGHTS, TOKENIZER)
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; one line with the file, the key or tensor, and the remedy."""
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint folder that a run folder or checkpoint folder means. Raises CheckpointError for anything else."""
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r}: no file name")
+    if path.is_file():
+        raise CheckpointError(f"{path}: {kind_of(path)}; give a checkpoint folder (config.yaml, model.safetensors, …)")
+    for folder in (path / "checkpoint", path):
+        for standing in (folder, aside(folder)):
+            if (standing / CONFIG).is_file() and (standing / WEIGHTS).is_file():
+                missing = [name for name in (TOKENIZER, LINEAGE) if not (standing / name).is_file()]
+                if missing:
+                    raise CheckpointError(f"{standing / missing[0]}: missing; copy the whole folder again")
+                return standing
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder")
+    pickles = sorted(p for p in (*path.glob("*"), *path.glob("*/*")) if p.suffix.lower() in PICKLES and p.is_file())
+    if pickles:
+        raise CheckpointError(f"{pickles[0]}: {kind_of(pickles[0])}; and {path} holds no {CONFIG} with {WEIGHTS}")
+    raise CheckpointError(f"{path}: no checkpoint ({CONFIG} and {WEIGHTS} are missing)")
+
+
+def aside(folder: Path) -> Path:
+    whole = folder.resolve()  # "." has no name
+    return whole.parent / f".{whole.name}.previous"
+
+
+def kind_of(path: Path) -> str:
+    """What a file that is no checkpoint folder looks like, told by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head[:1] == b"\x80" or head == b"PK\x03\x04" or path.suffix.lower() in PICKLES:
+        return "a pickle, which could run code when it is opened; it was not opened"
+    return "a single file"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,116 @@
+"""A checkpoint folder opened: strictly, and nothing in it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmfusion.checkpoint.layout import (
+    CONFIG,
+    FORMAT,
+    HASHED,
+    LINEAGE,
+    TOKENIZER,
+    WEIGHTS,
+    CheckpointError,
+    locate,
+    sha256,
+)
+from mmfusion.checkpoint.trust import Allowed, buildable, check_buildable, entries
+from mmfusion.checkpoint.weights import fill_from, read_header
+from mmfusion.config import ConfigError, build, leaves
+from mmfusion.runs import plain
+
+
+def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a checkpoint, in evaluation mode on the CPU, and its configuration.
+
+    `allow` gives the user's own classes that may be built beside mmfusion's, see `buildable`. Raises CheckpointError,
+    before a module is imported or a weight is read, for whatever is not exactly as `save` writes it.
+    """
+    names = buildable(allow)
+    folder = locate(folder)
+    config = _read_config(folder / CONFIG)
+    check_buildable(config, folder / CONFIG, names)
+    _check_hashes(folder)
+    stored = read_header(folder / WEIGHTS)
+    for key, value in entries(config["model"], "model"):  # before so many layers are made
+        if key.endswith(".depth") and isinstance(value, int) and value > len(stored):
+            raise CheckpointError(f"{folder / CONFIG}: {key}: {value} layers, but {len(stored)} tensors are stored")
+    try:
+        model = build(config["model"], allow=names)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: model.{error.problems[0]}") from error
+    except Exception as error:  # a constructor's own complaint about its arguments
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{folder / CONFIG}: model cannot be built ({reason}); was it edited?") from error
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"{folder / CONFIG}: model is a {type(model).__name__}, no module; was it edited?")
+    fill_from(model, stored, folder / WEIGHTS)
+    return model.eval(), config
+
+
+def fill(model: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into a model built like it. Raises CheckpointError for a tensor that does not fit."""
+    folder = locate(folder)
+    _check_hashes(folder)
+    fill_from(model, read_header(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
+    """Raises CheckpointError, naming the keys, if a checkpoint's model or vocabulary is not the configured one."""
+    folder = locate(folder)
+    theirs, ours = (dict(leaves(tree, "model")) for tree in (_read_config(folder / CONFIG)["model"], model))
+    differing = [
+        f"{key} is {theirs.get(key, 'not set')!r} there and {ours.get(key, 'not set')!r} here"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise CheckpointError(f"checkpoint={folder}: of another model: {'; '.join(differing)}; set the same")
+    if tokenizer.is_file() and sha256(folder / TOKENIZER) != sha256(tokenizer):
+        remedy = f"data.tokenizer={folder / TOKENIZER}"
+        raise CheckpointError(f"checkpoint={folder}: has another vocabulary than {tokenizer}; set {remedy}")
+
+
+def plain_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of plain values, empty where it holds something else than keys. Raises CheckpointError."""
+    try:
+        read = plain.plain_yaml(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return read if isinstance(read, dict) else {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = plain_yaml(path)
+    version = config.get("format")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path}: format: missing or no number; this is no checkpoint's configuration")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {version} is newer than this mmfusion reads ({FORMAT}); upgrade mmfusion"
+        )
+    for key in ("model", "pipeline"):
+        if not isinstance(config.get(key), dict):
+            raise CheckpointError(f"{path}: {key}: missing; copy the whole folder again")
+    return config
+
+
+def _check_hashes(folder: Path) -> None:
+    path = folder / LINEAGE
+    try:
+        files = json.loads(path.read_bytes())["files"]
+        expected = {name: files[name] for name in HASHED}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: files: missing or unreadable; copy the whole folder again") from error
+    for name, digest in expected.items():
+        if name != WEIGHTS and sha256(folder / name) != digest:
+            raise CheckpointError(f"{folder / name}: changed since it was saved (sha256 differs from {LINEAGE})")
+    if sha256(folder / WEIGHTS) != expected[WEIGHTS]:
+        read_header(folder / WEIGHTS)  # says which tensor, where it can
+        raise CheckpointError(f"{folder / WEIGHTS}: damaged (sha256 differs from {LINEAGE}); copy the folder again")

@@ -1,0 +1,107 @@
+"""A checkpoint folder written whole or not at all, and what it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from mmfusion import __version__, runs
+from mmfusion.checkpoint.layout import CARD, CONFIG, FORMAT, HASHED, LINEAGE, TOKENIZER, WEIGHTS, aside, sha256
+from mmfusion.checkpoint.weights import once
+from mmfusion.data.shards import MANIFEST
+
+
+def save(
+    folder: Path, *, config: Mapping[str, Any], model: nn.Module, tokenizer: Path, lineage: Mapping[str, Any], card: str
+) -> None:
+    """Write a checkpoint folder through a temporary one beside it: `folder` holds the old one or the new one, whole.
+
+    `config` has the resolved nodes `model` and `pipeline`; the tokenizer of the latter is the one beside it. A tensor
+    that two names share is written under the first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        pipeline = {name: value for name, value in config["pipeline"].items() if name != "tokenizer"}
+        tree = {"format": FORMAT, **config, "pipeline": pipeline}
+        (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        save_file({n: t.detach().cpu().contiguous() for n, t in once(model).items()}, draft / WEIGHTS)
+        shutil.copyfile(tokenizer, draft / TOKENIZER)
+        hashes = {name: sha256(draft / name) for name in HASHED}
+        _write_json(draft / LINEAGE, {**lineage, "files": hashes})
+        (draft / CARD).write_text(card, encoding="utf-8")
+        _swap(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Replace the model card of a checkpoint, whole or not at all."""
+    runs.write(folder / CARD, card)
+
+
+def lineage(
+    *,
+    step: int,
+    seed: int,
+    data: Path,
+    commit: str | None,
+    parents: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """What a checkpoint came from: `data` is the folder of the shards' manifest, `parents` are checkpoint folders."""
+    return {
+        "step": step,
+        "seed": seed,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": commit,
+        "data": data_of(data),
+        "parents": [{"name": str(parent), "sha256": sha256(parent / WEIGHTS)} for parent in parents],
+        "versions": {"mmfusion": __version__, "torch": importlib.metadata.version("torch")},
+    }
+
+
+def data_of(root: Path) -> dict[str, Any]:
+    """The fingerprint of all shards in the manifest of a folder, and how many there are."""
+    manifest = json.loads((root / MANIFEST).read_bytes())
+    shards = sorted((shard["file"], shard["sha256"]) for shard in manifest["shards"])
+    return {"fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "shards": len(shards)}
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Put `draft` in the place of `folder`; killed in between, the old one stands `aside`, where `load` looks."""
+    for path in (*draft.iterdir(), draft):
+        _sync(path)
+    old = aside(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    draft.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
