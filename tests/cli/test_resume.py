@@ -1,0 +1,163 @@
+"""`resume=`: the same weights, from good points only, and nothing trusted that came from elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mmfusion import runs
+from mmfusion.cli.main import main
+from tests.cli.trained import SAMPLE, SMALL, fails
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps, with a resume point every two."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(["train", f"paths.run={run}", "steps=6", *SMALL]) == 0
+    return run
+
+
+def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_path: Path) -> None:
+    expected = load_file(whole / "checkpoint" / "model.safetensors")
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoint")
+    (run / "report.html").unlink()
+    (run / "resume" / "step=6.ckpt").write_bytes(b"damaged")
+    assert main(["train", f"resume={run}"]) == 0
+    resumed = load_file(run / "checkpoint" / "model.safetensors")
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    newest, before, *_ = map(runs.step_of, runs.resume_points(run))
+    assert (newest, before) == (6, 4)  # the damaged one was replaced
+    with (run / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_run_whose_configuration_is_damaged(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for content in ("{", "paths: 3", ""):
+        (tmp_path / "config.yaml").write_text(content)
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert error.startswith(f"mmfusion: {tmp_path / 'config.yaml'}: not as training wrote it")
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", f"resume={whole}"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("optim.lr=1", "optim.lr: cannot change when a run goes on"),
+        ("paths.run=elsewhere", "paths.run: cannot change when a run goes on"),
+        ("logger=[1", "logger=[1: not of the form key=value"),
+    ],
+)
+def test_what_changes_results_cannot_change_when_a_run_goes_on(
+    argument: str, expected: str, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, error = fails([f"resume={whole}", argument], capsys)
+    assert status == 2
+    assert expected in error
+
+
+def test_a_run_folder_builds_no_class_of_another_package(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for target in (
+        "setuptools._distutils.spawn.spawn",
+        "torch.optim.optimizer.torch.load",  # another package's, through one of ours
+        "mmfusion.runs.discard",  # ours, but nothing that a configuration names
+    ):
+        tree = yaml.safe_load((whole / "config.yaml").read_text())
+        tree["callbacks"]["x"] = {"_target_": target, "cmd": ["touch", str(tmp_path / "ran")]}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert f"callbacks.x._target_: {target!r} is not built from a run folder" in error
+        assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_folder_hides_no_class_behind_an_interpolation(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spawn = f"{{_target_: setuptools._distutils.spawn.spawn, cmd: [touch, {tmp_path / 'ran'}]}}"
+    for hidden in (f'${{oc.decode:"{spawn}"}}', f"${{oc.env:HOME,${{oc.decode:'{spawn}'}}}}", "${model}"):
+        tree = yaml.safe_load((whole / "config.yaml").read_text())
+        tree["evaluation"] = {"x": hidden}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert "evaluation.x: " in error
+        assert "is not resolved" in error
+        assert not (tmp_path / "ran").exists()
+
+
+def test_a_moved_run_folder_names_no_other_class(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder named like a class, in the place of a path that is named like one of ours."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("setuptools._distutils.spawn.spawn")
+    folder.mkdir()
+    tree = yaml.safe_load((whole / "config.yaml").read_text())
+    tree["paths"]["run"] = "mmfusion.evaluation.pictures.captions"
+    tree["evaluation"]["x"] = {"_target_": "mmfusion.evaluation.pictures.captions", "cmd": ["touch", "ran"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    status = main(["train", f"resume={folder}"])
+    assert status == 2
+    assert "lies outside the run folder" in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("logger", "told"),
+    [
+        ({"_target_": "lightning.pytorch.loggers.WandbLogger"}, "logger.x.offline: this run sends its log away"),
+        ({"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "--allow lightning.pytorch.loggers.MLFlowLogger"),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/somewhere"}, "lies outside the run folder"),
+    ],
+)
+def test_a_run_folder_sends_nothing_and_writes_nowhere_else(
+    logger: dict[str, str], told: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load((whole / "config.yaml").read_text().replace(str(whole), str(tmp_path)))
+    tree["logger"] = {"x": logger}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    status, error = fails([f"resume={tmp_path}"], capsys)
+    assert status == 2
+    assert told in error
+
+
+def test_a_resume_point_with_other_bytes_is_passed_over(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole / "resume", run / "resume")
+    shutil.copy(whole / "config.yaml", run)
+    newest, before, *_ = runs.resume_points(run)
+    content = bytearray(newest.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+    newest.write_bytes(content)
+    assert runs.newest_good(run) == before
+
+
+def test_data_that_changed_since_the_run_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = tmp_path / "sample", tmp_path / "run"
+    shutil.copytree(SAMPLE, data)
+    assert main(["train", f"paths.run={run}", f"data.root={data}", "steps=4", *SMALL]) == 0
+    (run / "report.html").unlink()
+    (data / "manifest.json").write_text((data / "manifest.json").read_text() + " ")
+    capsys.readouterr()
+    status, error = fails([f"resume={run}"], capsys)
+    assert status == 1
+    assert error.startswith(f"mmfusion: data.root: {data} is not what this run began with")

@@ -1,0 +1,129 @@
+"""A run that is stopped: what it leaves, and that it goes on to the same weights."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+
+from mmfusion import runs
+from mmfusion.cli.main import main
+from mmfusion.types import DataError
+from tests.cli.trained import SMALL
+
+
+def process(*arguments: str) -> subprocess.Popen[str]:
+    """Training in a process group of its own."""
+    command = [sys.executable, "-m", "mmfusion.cli.main", "train", *arguments]
+
+    def alone() -> None:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=alone)
+
+
+def stopped(training: subprocess.Popen[str], run: Path, after: int, how: signal.Signals) -> tuple[int, str]:
+    """Signal it and its workers once a point of `after` steps or more is there: exit status and its last line."""
+    while training.poll() is None and all(runs.step_of(p) < after for p in runs.resume_points(run)):
+        time.sleep(0.01)
+    os.killpg(training.pid, how)
+    _, error = training.communicate(timeout=60)
+    return training.returncode, error.strip().splitlines()[-1]
+
+
+@pytest.mark.slow  # three processes that train
+def test_asked_to_stop_twice_and_gone_on_with_it_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """SIGTERM, then Ctrl-C, in real processes with two workers each."""
+    small = ["steps=40", *SMALL, "data.workers=2"]
+    assert main(["train", f"paths.run={tmp_path / 'whole'}", *small]) == 0
+    run = tmp_path / "run"
+    advice = f"stopped; go on with: mmfusion train resume={run}"
+    assert stopped(process(f"paths.run={run}", *small), run, 2, signal.SIGTERM) == (143, advice)
+    assert stopped(process(f"resume={run}"), run, 12, signal.SIGINT) == (130, advice)
+    assert main(["train", f"resume={run}"]) == 0
+    weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+class Disturbance(Callback):
+    """Once in a process, at the start of micro-batch `batch`: `signals`, or an error where there are none."""
+
+    done = False
+
+    def __init__(self, batch: int, signals: Sequence[int] = ()) -> None:
+        self.batch, self.signals = batch, signals
+
+    def on_train_batch_start(self, trainer: object, pl_module: object, batch: object, batch_idx: int) -> None:
+        if batch_idx == self.batch and not Disturbance.done:
+            Disturbance.done = True
+            for number in self.signals:
+                signal.raise_signal(signal.Signals(number))
+            if not self.signals:
+                raise DataError("no more")
+
+
+ACCUMULATED = ["steps=4", "trainer.accumulate_grad_batches=2", *SMALL, "callbacks.resume.every_n_train_steps=50",
+               "trainer.val_check_interval=4", "trainer.limit_val_batches=1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def accumulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights that four steps of two micro-batches end in."""
+    run = tmp_path_factory.mktemp("runs") / "accumulated"
+    assert main(["train", f"paths.run={run}", *ACCUMULATED]) == 0
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("batch", "signals", "status", "left"),
+    [
+        (5, [signal.SIGTERM], 143, 3),  # inside a step, which is ended first
+        (5, [signal.SIGINT], 130, 3),
+        (5, [signal.SIGTERM, signal.SIGTERM], 143, 2),  # at once: the step begins again when the run goes on
+        (5, [], 1, 2),
+    ],
+)
+def test_stopped_inside_a_step_of_two_batches_it_goes_on_to_the_same_weights(
+    batch: int,
+    signals: list[int],
+    status: int,
+    left: int,
+    accumulated: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, disturbance = tmp_path / "run", f"{__name__}.Disturbance"
+    disturbed = [f"+callbacks.x._target_={disturbance}", f"+callbacks.x.batch={batch}"]
+    disturbed += [f"+callbacks.x.signals={[int(number) for number in signals]}"]
+    monkeypatch.setattr(Disturbance, "done", False)
+    assert main(["train", f"paths.run={run}", *ACCUMULATED, *disturbed]) == status
+    assert [runs.step_of(point) for point in runs.resume_points(run)] == [left]
+    assert main(["train", f"resume={run}", "--allow", disturbance]) == 0
+    weights = load_file(run / "checkpoint" / "model.safetensors")
+    assert all(torch.equal(weights[name], accumulated[name]) for name in accumulated)
+    if left == 3:  # stopped at once, right behind a validation, Lightning counts the steps in its log one too far
+        with (run / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["step"] for row in rows if row["train/loss"]] == [str(step) for step in range(4)]
+        assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3"]
+
+
+def test_stopped_before_the_first_step_it_leaves_nothing(tmp_path: Path) -> None:
+    training = process(f"paths.run={tmp_path / 'run'}", *SMALL)
+    assert training.stdout is not None
+    assert training.stdout.readline().startswith("run folder")
+    training.send_signal(signal.SIGINT)
+    _, error = training.communicate(timeout=60)
+    assert (training.returncode, error.strip().splitlines()[-1]) == (130, "stopped before the first step")
+    assert not (tmp_path / "run").exists()
