@@ -37,7 +37,8 @@ def main() -> None:
         print(table(), end="")
         return
     before, _, rest = README.read_text().partition(MARK)
-    README.write_text(f"{before}{MARK}\n{table()}\n{END}{rest.partition(END)[2]}")
+    _, there, after = rest.partition(END)
+    README.write_text(f"{before}{MARK}\n{table()}\n{END}{after if there else rest}")
 
 
 if __name__ == "__main__":
