@@ -7,6 +7,7 @@ uv run python experiments/first_hour/run.py --quick   the same path with few ste
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +145,27 @@ def own_code() -> dict[str, Any]:
     return row("H2", "own encoder in an own package: class and YAML, all lines", len(lines), "lines", n=1, must="<= 50")
 
 
+def _own_path(work: Path) -> Rows:
+    rows = own_path(work, 3, 1.0, [])
+    shutil.copyfile(work / "transcript0.txt", HERE / "transcript.txt")
+    return rows
+
+
+PARTS: dict[str, Callable[[Path], Rows]] = {
+    "H1": _own_path,
+    "H2": lambda work: [own_code()],
+    "H3": wrong_input,
+    "H4": lambda work: [killed("H4", work, 5, 60)],
+    "H5": lambda work: start(work, 5),
+    "H6": lambda work: [tests(work)],
+    "H7": lambda work: [overhead(work, 3, 200)],
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps, one of each; writes results.quick.json")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these anew, keep the other rows")
     parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder")
     options = parser.parse_args()
     work = options.keep or Path(tempfile.mkdtemp(prefix="mmfusion-first-hour-"))
@@ -154,10 +174,12 @@ def main() -> None:
         rows = own_path(work, 1, 0.05, ["steps=3", "data.batch_size=16", "data.workers=0"])
         rows += [own_code(), *wrong_input(work)]
     else:
-        rows = own_path(work, 3, 1.0, [])
-        shutil.copyfile(work / "transcript0.txt", HERE / "transcript.txt")
-        rows += [own_code(), *wrong_input(work), killed("H4", work, 5, 60), *start(work, 5), overhead(work, 3, 200)]
-        rows.append(tests(work))
+        rows = [one for part in options.only or PARTS for one in PARTS[part](work)]
+        if options.only:
+            kept = json.loads((HERE / "results.json").read_text())["rows"]
+            rows = sorted(
+                [*rows, *(one for one in kept if one["id"][:2] not in options.only)], key=lambda one: one["id"]
+            )
     name = "results.quick.json" if options.quick else "results.json"
     save(HERE / name, rows, f"uv run python experiments/first_hour/run.py{' --quick' if options.quick else ''}")
     if not options.keep:
