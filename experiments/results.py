@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 import statistics
@@ -13,6 +14,12 @@ from typing import Any
 from mmfusion import runs
 
 COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit that runs: asked once, before a results.json that is written changes the tree."""
+    return runs.commit()
 
 
 def row(
@@ -34,7 +41,7 @@ def row(
         met = bool(COMPARE[sign](value if judged is None else judged, float(bound)))
     return {
         "id": id, "what": what, "value": value, "unit": unit, "n": n, "ci95": ci95, "must": must, "met": met,
-        "beside": dict(beside or {}), "commit": runs.commit(), "date": time.strftime("%Y-%m-%d"),
+        "beside": dict(beside or {}), "commit": commit(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 
