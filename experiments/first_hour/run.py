@@ -61,7 +61,7 @@ def _commands(home: Path, overrides: list[str]) -> list[list[str]]:
         ["data", "stats", "shards", "--out", "stats.html"],
         ["train", "data=shards", "data.root=shards", "paths.run=runs/mine", *overrides],
         ["evaluate", "runs/mine"],
-        ["generate", "runs/mine", "--image", shown[0], "--audio", shown[1], "--sensor", shown[2]],
+        ["generate", "runs/mine", "--image", shown[0], "--audio", shown[1]],  # of one thing, as it was trained
         ["embed", "runs/mine", *shown, "--out", "embeddings.parquet"],
     ]
 
