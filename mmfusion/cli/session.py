@@ -35,6 +35,7 @@ from mmfusion.data.shards import read_manifest
 from mmfusion.evaluation import run as evaluate
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.report import terminal
+from mmfusion.training.callbacks import StopBetweenSteps
 from mmfusion.training.health import without_gradient
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import ParameterGroups
@@ -113,6 +114,9 @@ def train(
         runs.set_history_aside(run, until=runs.step_of(point))
     began = time.monotonic()
     _fit(fitter, module, data, point)
+    for callback in callbacks.values():
+        if isinstance(callback, StopBetweenSteps):
+            callback.stop_if_asked()
     data.skips.end()
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}

@@ -119,15 +119,17 @@ class FindLearningRate(LearningRateFinder):
 class StopBetweenSteps(Callback):
     """The first Ctrl-C or SIGTERM waits for the step's end, with its validation, so that its resume point is whole.
 
-    The second stops at once, unless weights are just being updated. Ends in KeyboardInterrupt or SIGTERMException.
+    The second stops at once, unless weights are just being updated. Ends in KeyboardInterrupt or SIGTERMException. In
+    the last step training ends as it would, and whoever started it calls `stop_if_asked`.
     """
 
     _before: dict[signal.Signals, Any] | None = None
+    _asked: signal.Signals | None = None
     _at_once = _updating = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         early = trainer.received_sigterm  # told to Lightning, which would not wait for a whole step
-        self._asked: signal.Signals | None = signal.SIGTERM if early else None
+        self._asked = signal.SIGTERM if early else None
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -135,20 +137,22 @@ class StopBetweenSteps(Callback):
         if self._asked:
             self._at_once = True
             if not self._updating:
-                self._stop()
+                self.stop_if_asked()
             return
         self._asked = signal.Signals(number)
         again = "Ctrl-C" if self._asked is signal.SIGINT else "SIGTERM"
         print(f"\nstopping after this step ({again} again: at once)", file=sys.stderr, flush=True)
 
-    def _stop(self) -> None:
-        raise SIGTERMException if self._asked is signal.SIGTERM else KeyboardInterrupt
+    def stop_if_asked(self) -> None:
+        """Raises KeyboardInterrupt or SIGTERMException where a signal came."""
+        if self._asked:
+            raise SIGTERMException if self._asked is signal.SIGTERM else KeyboardInterrupt
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._asked and batch_idx % trainer.accumulate_grad_batches == 0:  # the step before is logged and validated
-            self._stop()
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # the step before is logged and validated
+            self.stop_if_asked()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -160,12 +164,10 @@ class StopBetweenSteps(Callback):
     ) -> None:
         self._updating = False
         if self._at_once:
-            self._stop()
+            self.stop_if_asked()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restore()
-        if self._asked:  # in the validation after the last step
-            self._stop()
+        self._restore()  # and does not raise: the callbacks behind it have an end to make
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()

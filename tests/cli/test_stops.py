@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -117,6 +118,38 @@ def test_stopped_inside_a_step_of_two_batches_it_goes_on_to_the_same_weights(
             rows = list(csv.DictReader(file))
         assert [row["step"] for row in rows if row["train/loss"]] == [str(step) for step in range(4)]
         assert [row["step"] for row in rows if row["val/loss"]] == ["1", "3"]
+
+
+class LastSignal(Callback):
+    """SIGTERM once in a process, in the validation after `step` steps."""
+
+    done = False
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: object) -> None:
+        if trainer.global_step == self.step and not LastSignal.done:
+            LastSignal.done = True
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_stopped_in_the_validation_that_ends_training_it_has_ended_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Early stopping ends it there; its weights are averaged, its health is told, and it does not train on."""
+    short = ["steps=4", *SMALL, "trainer.val_check_interval=1", "trainer.limit_val_batches=1",
+             "callbacks=[default,ema,early_stopping]", "callbacks.ema.decay=0.5", "callbacks.early_stopping.patience=1",
+             "callbacks.early_stopping.min_delta=1000.0"]  # fmt: skip
+    assert main(["train", f"paths.run={tmp_path / 'whole'}", *short]) == 0
+    run, last = tmp_path / "run", f"{__name__}.LastSignal"
+    monkeypatch.setattr(LastSignal, "done", False)
+    assert main(["train", f"paths.run={run}", *short, f"+callbacks.x._target_={last}", "+callbacks.x.step=2"]) == 143
+    assert runs.ended_at(run) == 2
+    assert (run / "health.json").is_file()
+    assert main(["train", f"resume={run}", "--allow", last]) == 0
+    weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
 def test_stopped_before_the_first_step_it_leaves_nothing(tmp_path: Path) -> None:
