@@ -108,6 +108,9 @@ def train(
         logger=list(logger.values()),
         default_root_dir=run,
     )
+    every = getattr(fitter, "val_check_interval", None)  # a time has none
+    if isinstance(every, int):
+        fitter.val_check_interval = every * fitter.accumulate_grad_batches  # Lightning counts micro-batches
     if fitter.world_size > 1:
         raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
     if point:

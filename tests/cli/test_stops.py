@@ -75,7 +75,7 @@ class Disturbance(Callback):
 
 
 ACCUMULATED = ["steps=4", "trainer.accumulate_grad_batches=2", *SMALL, "callbacks.resume.every_n_train_steps=50",
-               "trainer.val_check_interval=4", "trainer.limit_val_batches=1"]  # fmt: skip
+               "trainer.val_check_interval=2", "trainer.limit_val_batches=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
