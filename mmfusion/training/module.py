@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion.data.datamodule import datamodule_of
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
 from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
 
@@ -141,7 +142,10 @@ class TrainingModule(pl.LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A point saved after a step was begun, by an error or a signal, stands for that step's beginning."""
+        """A point saved after a step was begun, by an error or a signal, stands for that step's beginning.
+
+        Where the run was moved since, so were the files that the point names.
+        """
         accumulate = self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_loop.batch_progress"]  # Lightning counts micro-batches
@@ -149,6 +153,7 @@ class TrainingModule(pl.LightningModule):
         if 0 < begun <= accumulate:
             for counter in (progress["current"], progress["total"]):
                 counter.update(dict.fromkeys(("ready", "started", "processed", "completed"), counter["ready"] - begun))
+        points.find_again(self.trainer.checkpoint_callbacks, checkpoint.get("callbacks", {}))
 
     def _named_objectives(self) -> list[tuple[str, Objective]]:
         return list(self.objectives.items())  # pyright: ignore[reportReturnType]  (ModuleDict forgets what it holds)

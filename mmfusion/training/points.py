@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from mmfusion import runs
 
@@ -35,3 +36,23 @@ class ResumePoints(ModelCheckpoint):
         folder = Path(self.dirpath or trainer.default_root_dir)
         trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
         runs.write(folder / runs.ENDED, f"{trainer.global_step}\n")
+
+
+def find_again(callbacks: Iterable[Callback], states: Mapping[str, dict[str, Any]]) -> None:
+    """The saved states of checkpoint callbacks, changed in place for a run that was moved: its files went with it.
+
+    Lightning forgets the best of a run that lies elsewhere now. A state whose best file did not come along stays.
+    """
+    for callback in callbacks:
+        state = states.get(callback.state_key)
+        if state is None or not isinstance(callback, ModelCheckpoint) or not callback.dirpath:
+            continue
+        folder = Path(callback.dirpath)
+        if Path(_in(folder, state["best_model_path"])).exists():
+            named = ("best_model_path", "kth_best_model_path", "last_model_path")
+            kept = {_in(folder, path): score for path, score in state["best_k_models"].items()}
+            state.update({name: _in(folder, state[name]) for name in named}, best_k_models=kept, dirpath=str(folder))
+
+
+def _in(folder: Path, path: str) -> str:
+    return path and str(folder / Path(path).name)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from mmfusion import runs
 from mmfusion.cli.main import main
+from mmfusion.types import Batch, Loss, Outputs
 from tests.cli.trained import SAMPLE, SMALL, fails
 
 
@@ -161,3 +164,50 @@ def test_data_that_changed_since_the_run_began(tmp_path: Path, capsys: pytest.Ca
     status, error = fails([f"resume={run}"], capsys)
     assert status == 1
     assert error.startswith(f"mmfusion: data.root: {data} is not what this run began with")
+
+
+class Noisy(nn.Module):
+    """An objective of its own with all that depends on more than weights and batch: dropout and running statistics."""
+
+    modalities = ("image",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm1d(192, affine=False), nn.Dropout(0.5))
+
+    def views(self, batch: Batch) -> Batch:
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        return len(batch.streams["image"].owner)
+
+    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
+        return {"noisy": Loss(self.layers(outputs.embeddings["image"]).square().sum(), self.count(batch))}
+
+
+@pytest.fixture(scope="module")
+def gone_on(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of four steps that gets worse and meets holes, and the same gone on with from its middle elsewhere."""
+    folder = tmp_path_factory.mktemp("moved")
+    first, whole, run = (folder / name for name in ("first", "whole", "run"))
+    worse = ["steps=4", "keep=best", "optim.lr=0.3", "scheduler=constant", "trainer.val_check_interval=1",
+             "trainer.limit_val_batches=1", "trainer.log_every_n_steps=2", "data.max_skipped_fraction=1.0",
+             "data.limits.audio_s=0.1"]  # fmt: skip
+    assert main(["train", f"paths.run={first}", *SMALL, *worse, f"+objective.noisy._target_={__name__}.Noisy"]) == 0
+    shutil.copytree(first, run)
+    first.rename(whole)
+    shutil.rmtree(run / "checkpoint")
+    (run / "report.html").unlink()
+    (run / "resume" / "step=4.ckpt").unlink()
+    assert main(["train", f"resume={run}", "--allow", f"{__name__}.Noisy"]) == 0
+    return whole, run
+
+
+def last_point(run: Path) -> dict[str, Any]:
+    return torch.load(run / "resume" / "step=4.ckpt", weights_only=True)
+
+
+def test_moved_amid_training_it_keeps_the_best_of_all_its_weights(gone_on: tuple[Path, Path]) -> None:
+    assert [point.name for point in (gone_on[1] / "resume").glob("best-*")] == ["best-step=2.ckpt"]
+    best, kept = (load_file(run / "checkpoint" / "model.safetensors") for run in gone_on)
+    assert all(torch.equal(kept[name], best[name]) for name in best)
