@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion.data.datamodule import datamodule_of
+from mmfusion.data.order import stable_hash
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
@@ -186,8 +187,11 @@ class TrainingModule(pl.LightningModule):
         return result, outputs
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The loggers' step, which Lightning counts by itself and one too far where it goes on behind a validation."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        """Random numbers that belong to the micro-batch, wherever the run was begun; and the loggers' step, which
+        Lightning counts by itself and one too far where it goes on behind a validation."""
+        micro = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(stable_hash("micro-batch", self._seed, self.global_step, micro))
+        if not micro:
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

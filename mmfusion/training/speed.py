@@ -111,13 +111,18 @@ class Speed(Callback):
 
 def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
     """FLOPs of a batch, forward and backward, in a pass of its own: under the counter some results differ in their
-    last bits, which a run that goes on would notice. No gradient is kept."""
+    last bits, which a run that goes on would notice. No gradient is kept, and running statistics stay as they were; what
+    it draws does not matter, since the numbers of each micro-batch are seeded after it."""
+    statistics = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
     trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False)
     with counter, torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
         losses, _ = pl_module.losses(batch)
         total = torch.stack([part.sum for parts in losses.values() for part in parts.values()]).sum()
         torch.autograd.grad(total, trained, allow_unused=True)
+    with torch.no_grad():
+        for buffer, before in statistics:
+            buffer.copy_(before)
     return counter.get_total_flops()
 
 

@@ -211,3 +211,9 @@ def test_moved_amid_training_it_keeps_the_best_of_all_its_weights(gone_on: tuple
     assert [point.name for point in (gone_on[1] / "resume").glob("best-*")] == ["best-step=2.ckpt"]
     best, kept = (load_file(run / "checkpoint" / "model.safetensors") for run in gone_on)
     assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def test_gone_on_with_own_code_draws_the_same_numbers_and_keeps_the_same_statistics(gone_on: tuple[Path, Path]) -> None:
+    whole, run = (last_point(folder)["state_dict"] for folder in gone_on)
+    assert all(torch.equal(run[name], whole[name]) for name in whole)
+    assert whole["objectives.noisy.layers.0.num_batches_tracked"] == 4
