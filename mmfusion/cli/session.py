@@ -199,6 +199,7 @@ def _finish(
         print(f"task {name} left out: {reason}", flush=True)
     runs.write(run / "metrics.json", json.dumps(done.metrics, indent=1, ensure_ascii=False))
     counts = {f"skipped in training, {reason}": str(n) for reason, n in data.skips.skipped.items()}
+    counts |= {f"skipped in validation, {reason}": str(n) for reason, n in data.validation_skips.skipped.items()}
     if data.masked:
         counts["values of series not measured, masked"] = str(data.masked)
     if still := without_gradient(run):

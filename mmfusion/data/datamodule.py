@@ -45,8 +45,9 @@ class DataModule(pl.LightningDataModule):
 
     What does not: `workers` (processes that build whole steps), `cache_mb` (of decoded parts, in each of them).
 
-    The run stops when more than `max_skipped_fraction` of the samples cannot be used; `skips` says why they could not,
-    `masked` how many values of series were not measured, `waited_s` how long training has waited for steps.
+    The run stops when more than `max_skipped_fraction` of the samples cannot be used. `skips` says why they could not
+    in training, `validation_skips` in validation, `masked` how many values of series were not measured in training,
+    `waited_s` how long it has waited for steps.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class DataModule(pl.LightningDataModule):
         self.reader, self.workers, self.limits = reader, workers, limits
         self.cache_bytes = cache_mb << 20
         self.skips = Skips(max_skipped_fraction)
+        self.validation_skips = Skips(max_skipped_fraction)
         self.masked = 0
         self.waited_s = 0.0
+        self._begun, self._before = -1, self._counted()
         self._make_pipeline = pipeline
 
     def setup(self, stage: str) -> None:
@@ -97,12 +100,25 @@ class DataModule(pl.LightningDataModule):
         if self.validation is None:
             return []
         prepare = Preparation(self.pipeline, Select(english=1.0), None, limits=self.limits)
-        return FixedBatches(self.validation, prepare, self.batch_size, self.seed, self.skips)
+        return FixedBatches(self.validation, prepare, self.batch_size, self.seed, self.validation_skips)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted so far, and of which data; where a run stands is the trainer's global step."""
-        counted = {"seen": self.skips.seen, "skipped": dict(self.skips.skipped), "masked": self.masked}
-        return {"data": self.fingerprints(), **counted}
+        """What was counted in the steps that are done, and of which data; where a run stands is the global step.
+
+        A step that has begun is met again when the run goes on.
+        """
+        begun = self.trainer is not None and self.trainer.global_step == self._begun
+        return {"data": self.fingerprints(), **(self._before if begun else self._counted())}
+
+    def _counted(self) -> dict[str, Any]:
+        return {"seen": self.skips.seen, "skipped": dict(self.skips.skipped), "masked": self.masked}
+
+    def begin(self, number: int, step: Step) -> None:
+        """Counts what a step asked for and lacks. Raises DataError at too many holes."""
+        self._begun, self._before = number, self._counted()
+        for batch in step.batches:
+            self.skips.add(len(batch.keys) + sum(batch.skipped.values()), batch.skipped)
+        self.masked += step.masked
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises DataError where the run began with other shards or another tokenizer."""
@@ -180,12 +196,12 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         module = cast("Any", self.trainer.lightning_module)
-        for step in self.data.steps(self.trainer.global_step, self.trainer.max_steps):
+        first = self.trainer.global_step
+        for number, step in enumerate(self.data.steps(first, self.trainer.max_steps), first):
+            self.data.begin(number, step)
             counts = Counter[str]()
             for batch in step.batches:
-                self.data.skips.add(len(batch.keys) + sum(batch.skipped.values()), batch.skipped)
                 counts.update(module.count(batch))
-            self.data.masked += step.masked
             for batch in step.batches:
                 yield dataclasses.replace(batch, counts=dict(counts))
 

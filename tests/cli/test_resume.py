@@ -217,3 +217,12 @@ def test_gone_on_with_own_code_draws_the_same_numbers_and_keeps_the_same_statist
     whole, run = (last_point(folder)["state_dict"] for folder in gone_on)
     assert all(torch.equal(run[name], whole[name]) for name in whole)
     assert whole["objectives.noisy.layers.0.num_batches_tracked"] == 4
+
+
+def test_gone_on_with_every_sample_is_counted_once(gone_on: tuple[Path, Path]) -> None:
+    whole, run = (last_point(folder)["DataModule"] for folder in gone_on)
+    assert whole["seen"] == 4 * 8
+    assert sum(whole["skipped"].values()) > 0
+    assert run == whole
+    before = torch.load(gone_on[0] / "resume" / "step=2.ckpt", weights_only=True)["DataModule"]
+    assert before["seen"] == 2 * 8

@@ -42,6 +42,7 @@ from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.shards import ShardSet
 from mmfusion.data.stream import Step, read_tar, sample_of
 from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.data.writer import describe_shard, write_manifest
 from mmfusion.types import Batch, DataError, Sample
 
 AUGMENT = Augment(image=AugmentImage(), audio=AugmentAudio(crop_s=0.2), sensor=AugmentSensor(window_s=2.0))
@@ -310,6 +311,17 @@ def test_too_many_holes_stop_the_training(tmp_path: Path, tokenizer_path: Path) 
     root = list_shard(tar(tmp_path / "a.tar", [(f"{i}.png", b"junk") for i in range(40)]))
     with pytest.raises(DataError, match=r"20 of 20 samples cannot be used \(corrupt picture \(20\)\)"):
         fit(module(root, tokenizer_path, batch_size=20), Reader(), 50)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_holes_of_validation_are_counted_apart(tmp_path: Path, tokenizer_path: Path) -> None:
+    entries = write_set(tmp_path, {"a.tar": ("train", [picture_sample(i) for i in range(4)])})
+    held_out = tar(tmp_path / "b.tar", [("0.png", b"junk"), ("1.png", png()), ("1.txt", b"goose")])
+    write_manifest(tmp_path, [*entries, describe_shard(held_out, split="validation")])
+    data = module(tmp_path, tokenizer_path, batch_size=4)
+    fit(data, Reader(), 2, val_check_interval=1)
+    assert (data.skips.seen, data.skips.skipped) == (8, {})
+    assert (data.validation_skips.seen, data.validation_skips.skipped) == (2, {"corrupt picture": 1})
 
 
 def test_a_run_is_measured_in_steps_and_batches_must_divide(mixed: Path, tokenizer_path: Path) -> None:
