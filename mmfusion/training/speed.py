@@ -72,7 +72,7 @@ class Speed(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._spent["optimizer"] += self._mark()
-        self._samples += len(batch.keys)
+        self._samples += len(batch.keys) + sum(batch.skipped.values())
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._steps += 1
