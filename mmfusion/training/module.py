@@ -166,7 +166,11 @@ class TrainingModule(pl.LightningModule):
     @property
     def logs_now(self) -> bool:
         """Whether the step that is being taken is one that loggers are told of."""
-        return (self.global_step + 1) % self.log_every == 0
+        return self.logs(self.global_step + 1)
+
+    def logs(self, done: int) -> bool:
+        """Whether loggers are told of the step that made it `done` steps; of none where `log_every` is 0."""
+        return self.log_every > 0 and done % self.log_every == 0
 
     @property
     def log_every(self) -> int:

@@ -81,7 +81,7 @@ class Speed(Callback):
             self._throughput.update(
                 time=self._training + spent, batches=self._steps, samples=self._samples, flops=self._flops
             )
-        if trainer.global_step % pl_module.log_every == 0:
+        if pl_module.logs(trainer.global_step):
             self._log(pl_module)
             self._training += spent
 

@@ -197,6 +197,13 @@ def test_the_rate_finder_suggests_and_trains_nothing(tmp_path: Path, capsys: pyt
     assert "optim.lr=" in capsys.readouterr().out or "no rate stands out" in capsys.readouterr().out
 
 
+def test_nothing_is_logged_where_that_is_asked_for(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, "steps=1", "trainer.log_every_n_steps=0") == 0
+    assert (run / "report.html").is_file()
+    assert "train/loss" not in read_history(run / "metrics.csv")
+
+
 def test_half_precision_accumulation_recomputation_and_layer_decay_together(tmp_path: Path) -> None:
     together = ["trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "gradient_checkpointing=true",
                 "parameters.layer_decay=0.8", "parameters.lr.decoder=0.5", "trainer.gradient_clip_val=0.5"]  # fmt: skip
