@@ -19,11 +19,17 @@ from mmfusion.types import Batch
 
 NAMES = {"samples_per_s": "samples_per_sec", "flops_per_s": "flops_per_sec", "peak_share": "mfu"}  # ours: Lightning's
 PHASES = ("data", "forward", "backward", "optimizer", "rest")
+DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # that products are made in, by precision
+
+
+def matrix_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
+    """FLOP/s that a square matrix product reaches on this device with the threads that torch has; the median of
+    `repeats`, measured once for each number of threads."""
+    return _measured(device, dtype, size, repeats, torch.get_num_threads())
 
 
 @functools.cache
-def matrix_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
-    """FLOP/s that a square matrix product reaches on this device now, with the threads that torch has; the median."""
+def _measured(device: torch.device, dtype: torch.dtype, size: int, repeats: int, threads: int) -> float:
     a, product = torch.ones(2, size, size, device=device, dtype=dtype)
     seconds = []
     for _ in range(repeats + 1):
@@ -36,9 +42,10 @@ def matrix_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, rep
 
 
 class Speed(Callback):
-    """`speed/…` at every logged step: samples and FLOPs a second, `peak_share` of `matrix_flops`, and the mean seconds
-    of a step's phases since the last logged one: `data` (waiting for a batch), `forward`, `backward`, `optimizer`,
-    `rest` (logging, checkpoints, other callbacks). Validation is left out.
+    """`speed/…` at every logged step: the mean seconds of a step's phases since the last logged one, `data` (waiting
+    for a batch), `forward`, `backward`, `optimizer`, `rest` (logging, checkpoints, other callbacks). From the second
+    logged step on also samples (holes among them) and FLOPs a second, and `peak_share` of `matrix_flops`. Validation is
+    left out.
 
     FLOPs are counted by torch on the first batch that is logged, forward and backward, and taken to be those of all.
     Lightning's Throughput does the sums; its ThroughputMonitor logs validation at steps of its own count. On a GPU,
@@ -111,8 +118,8 @@ class Speed(Callback):
 
 def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
     """FLOPs of a batch, forward and backward, in a pass of its own: under the counter some results differ in their
-    last bits, which a run that goes on would notice. No gradient is kept, and running statistics stay as they were; what
-    it draws does not matter, since the numbers of each micro-batch are seeded after it."""
+    last bits, which a run that goes on would notice. No gradient is kept, and running statistics stay as they were;
+    what it draws does not matter, since the numbers of each micro-batch are seeded after it."""
     statistics = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
     trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False)
@@ -128,8 +135,7 @@ def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
 
 def _throughput(trainer: pl.Trainer, window: int) -> Throughput:
     device = trainer.strategy.root_device
-    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-    peak = matrix_flops(device, dtype)
+    peak = matrix_flops(device, DTYPES.get(str(trainer.precision).split("-")[0], torch.float32))
     return Throughput(available_flops=peak, world_size=trainer.world_size, window_size=window)
 
 
