@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmfusion import checkpoint, config, runs
+from mmfusion import checkpoint, config
 from mmfusion.config import ConfigError
 
 # What may change when a run goes on: nothing that decides which samples are met or what is done with them. (The number
@@ -65,8 +65,6 @@ def resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> D
             [f"{' '.join(overrides)}: not of the form key=value ({str(error).splitlines()[0]})"]
         ) from error
     assert isinstance(tree, DictConfig)
-    if "tensorboard" in (tree.get("logger") or {}) and (points := runs.resume_points(run)):
-        tree.logger.tensorboard.purge_step = runs.step_of(points[0])  # what was logged after it is logged again
     return tree
 
 

@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
@@ -115,6 +115,9 @@ def train(
         raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
     if point:
         runs.set_history_aside(run, until=runs.step_of(point))
+        for log in logger.values():
+            if isinstance(log, TensorBoardLogger):  # what was logged after the point is logged again
+                log._kwargs["purge_step"] = runs.step_of(point)
     began = time.monotonic()
     _fit(fitter, module, data, point)
     for callback in callbacks.values():

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from mmfusion import runs
@@ -23,7 +24,7 @@ from tests.cli.trained import SAMPLE, SMALL, fails
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps, with a resume point every two."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(["train", f"paths.run={run}", "steps=6", *SMALL]) == 0
+    assert main(["train", f"paths.run={run}", "steps=6", "logger=[csv,tensorboard]", *SMALL]) == 0
     return run
 
 
@@ -43,6 +44,9 @@ def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_
     with (run / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert steps == [0, 1, 2, 3, 4, 5]
+    events: Any = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == steps
 
 
 def test_a_run_whose_configuration_is_damaged(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
