@@ -235,6 +235,17 @@ def _try_optimizer(tree: Mapping[str, Any]) -> None:
         raise ConfigError([f"{key}: {' '.join(str(error).split())}"]) from error
 
 
+def _refuse_unaveraged(callbacks: Mapping[str, Any]) -> None:
+    """Raises ConfigError where weights would be saved without their average, which is only in what is saved whole."""
+    nodes = {name: node for name, node in callbacks.items() if node}
+    averaging = [name for name, node in nodes.items() if str(node["_target_"]).endswith("WeightAveraging")]
+    raw = [name for name, node in nodes.items() if node.get("save_weights_only")]
+    if averaging and raw:
+        key = f"callbacks.{raw[0]}.save_weights_only"
+        remedy = f"name it last, callbacks=[default,{averaging[0]}], or set {key}=false"
+        raise ConfigError([f"{key}: true saves the weights without the average of callbacks.{averaging[0]}; {remedy}"])
+
+
 def settled(cfg: DictConfig) -> dict[str, Any]:
     """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
     if "${oc.env" in str(config.raw(cfg).get("name")):
@@ -251,6 +262,7 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])
     if (precision := tree["trainer"].get("precision")) in ("bf16-true", "16-true"):
         raise ConfigError([f"trainer.precision: {precision} would halve times and places too; set bf16-mixed"])
+    _refuse_unaveraged(tree["callbacks"])
     _try_optimizer(tree)
     if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))

@@ -88,6 +88,16 @@ def test_averaged_weights_resume_to_the_same_bits(tmp_path: Path) -> None:
     assert not all(torch.equal(whole[name], tensor) for name, tensor in weights(tmp_path / "plain").items())
 
 
+def test_averaged_weights_that_would_not_be_kept_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "steps=1", "callbacks=[ema,default]") == 2
+    told = capsys.readouterr().err
+    assert "callbacks.best.save_weights_only: true saves the weights without the average of callbacks.ema" in told
+    assert "callbacks=[default,ema]" in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_it_stops_early_and_keeps_as_many_of_the_best_as_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
