@@ -46,7 +46,7 @@ def by_source(loss: Loss, batch: Batch) -> dict[str, tuple[float, int]]:
     if loss.each is None or loss.owner is None:
         return {}
     names = sorted(set(batch.sources))
-    source = torch.tensor([names.index(name) for name in batch.sources], device=loss.owner.device)
+    source = torch.tensor([names.index(n) for n in batch.sources], dtype=torch.int64, device=loss.owner.device)
     counted = loss.owner >= 0
     of = source[loss.owner[counted]]
     sums = torch.zeros(len(names), dtype=loss.each.dtype, device=of.device).index_add_(0, of, loss.each[counted])

@@ -78,3 +78,5 @@ def test_a_loss_is_told_apart_by_source_to_the_same_sum() -> None:
     each, owner = torch.tensor([1.0, 2.0, 4.0, 8.0, 100.0]), torch.tensor([0, 1, 2, 2, -1])
     assert by_source(Loss(each.sum(), 4, each, owner), batch) == {"tux": (13.0, 3), "watch": (2.0, 1)}
     assert by_source(Loss(each.sum(), 4), batch) == {}
+    holes = dataclasses.replace(batch, keys=(), sources=())
+    assert by_source(Loss(each.sum(), 0, each, torch.full((5,), -1)), holes) == {}
