@@ -6,18 +6,22 @@ import ctypes
 import logging
 import os
 import platform
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from mmfusion import config, runs
 from mmfusion.cli.resume import ours, resumed, split_resume
@@ -25,6 +29,12 @@ from mmfusion.cli.session import settled, train
 from mmfusion.cli.signals import on_sigterm
 from mmfusion.config import ConfigError
 from mmfusion.errors import UserError
+
+# What a sweep cannot be given, and what to do instead.
+OF_ONE_RUN = {
+    "resume": "goes on with one run; leave out -m",
+    "paths.run": "is the folder of one run; each run of -m gets its own: paths.runs=FOLDER",
+}
 
 
 def launch(overrides: Sequence[str], config_dir: Path | None, *, multirun: bool, allow: Sequence[str]) -> int:
@@ -36,7 +46,7 @@ def launch(overrides: Sequence[str], config_dir: Path | None, *, multirun: bool,
     if multirun:
         return _sweep(overrides, config_dir)
     run, rest = split_resume(overrides)
-    return _run_one(resumed(run, rest, allow) if run else config.compose(rest, config_dir))
+    return _run_one(resumed(run, rest, allow) if run else config.compose(rest, config_dir), config_dir)
 
 
 def _keep_freed_memory() -> None:
@@ -52,7 +62,7 @@ def _terminate(number: int, frame: object) -> None:
     raise SIGTERMException
 
 
-def _run_one(cfg: DictConfig) -> int:
+def _run_one(cfg: DictConfig, config_dir: Path | None) -> int:
     """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
     tree = settled(cfg)
     folder = Path(tree["paths"]["run"])
@@ -76,11 +86,11 @@ def _run_one(cfg: DictConfig) -> int:
             train(tree, **config.build_arguments(tree, train))
     except (KeyboardInterrupt, SIGTERMException) as stopped:
         runs.mark(folder, "stopped")
-        print(f"stopped{_way_on(folder, made, tree) or ' before the first step'}", file=sys.stderr)
+        print(f"stopped{_way_on(folder, made, tree, config_dir) or ' before the first step'}", file=sys.stderr)
         return 143 if isinstance(stopped, SIGTERMException) else 130
     except Exception as error:
         runs.mark(folder, "failed", message=_one_line(error))
-        _tell(error, _way_on(folder, made, tree))
+        _tell(error, _way_on(folder, made, tree, config_dir))
         return 1
     finally:
         if wandb := sys.modules.get("wandb"):  # each run of a sweep is one of its own
@@ -88,14 +98,16 @@ def _run_one(cfg: DictConfig) -> int:
     return 0
 
 
-def _way_on(folder: Path, made: Sequence[Path], tree: Mapping[str, Any]) -> str:
+def _way_on(folder: Path, made: Sequence[Path], tree: Mapping[str, Any], config_dir: Path | None) -> str:
     """How a run that ended early can go on; what was `made` for one that saved nothing is removed."""
     foreign = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
-    again = " ".join([f"mmfusion train resume={folder}", *(f"--allow {target}" for target in foreign)])
+    again = ["mmfusion", "train", f"resume={folder}", *(word for target in foreign for word in ("--allow", target))]
+    if config_dir:  # next to which their package stands
+        again += ["--config-dir", str(config_dir)]
     if (folder / "checkpoint").exists():
-        return f"; trained, its checkpoint is {folder / 'checkpoint'}; evaluate and report it with: {again}"
+        return f"; trained, its checkpoint is {folder / 'checkpoint'}; evaluate and report it with: {shlex.join(again)}"
     if not made or runs.resume_points(folder):
-        return f"; go on with: {again}"
+        return f"; go on with: {shlex.join(again)}"
     runs.discard(made)
     return ""
 
@@ -116,33 +128,54 @@ def _cause(error: Exception) -> BaseException:
     return error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
 
 
+class Sweep(Callback):
+    """Hears from Hydra where the runs of a sweep go."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with suppress(OmegaConfBaseException):  # the sweep itself will say so
+            Sweep.folder = Path(config.hydra.sweep.dir)
+
+    @staticmethod
+    def tidy() -> None:
+        """Remove the file in which Hydra keeps what was given, secrets too, and the folder if it is empty."""
+        if Sweep.folder:
+            (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
+            with suppress(OSError):
+                Sweep.folder.rmdir()
+
+
 def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     """`-m`, by Hydra's own sweeper and launcher: one run after another; one that fails does not end the others."""
+    for override in overrides:
+        if (key := override.lstrip("+").partition("=")[0]) in OF_ONE_RUN:
+            raise ConfigError([f"{key}: {OF_ONE_RUN[key]}"])
     tree = config.conf_dir()
-    statuses: dict[str, int] = {}
+    command = sys.argv
+    ended: list[tuple[str, int]] = []
     stopped = 0
 
     def job(cfg: DictConfig) -> None:
+        sys.argv = command  # each run's record tells it
         hydra_cfg = HydraConfig.get()
+        folder = Path(hydra_cfg.runtime.output_dir)
+        with suppress(OSError):
+            folder.rmdir()  # made by Hydra: the run makes its own, and removes it if nothing came of it
+        Sweep.tidy()
         with open_dict(cfg):
-            cfg.paths.run = hydra_cfg.runtime.output_dir
-        label = " ".join(o.lstrip("+") for o in hydra_cfg.overrides.task)
+            cfg.paths.run = str(folder)
+        label = " ".join(runs.masked(override.lstrip("+")) for override in hydra_cfg.overrides.task)
         print(f"\n{label}")
-        try:
-            statuses[label] = _run_one(cfg)
-        except ConfigError as error:
-            statuses[label] = 2
-            print("\n".join(f"mmfusion: {runs.without_secrets(p)}" for p in error.problems), file=sys.stderr)
-        except Exception as error:
-            statuses[label] = 1
-            _tell(error, "")
-        except KeyboardInterrupt:
-            statuses[label] = 130
-        if statuses[label] in (130, 143):
+        status = _run_of_sweep(cfg, config_dir)
+        ended.append((label, status))
+        if status in (130, 143):
             raise KeyboardInterrupt  # which ends Hydra's loop too
 
     given = config.as_overrides(overrides, list(config.conf_trees(config_dir)), sweep=True)
-    sys.argv = [sys.argv[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
+    given.append(f"+hydra.callbacks.mmfusion._target_={__name__}.{Sweep.__qualname__}")
+    Sweep.folder = None
+    sys.argv = [command[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it finds, for one line of ours
     try:
         with config.told_in_one_line():
@@ -150,8 +183,25 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     except KeyboardInterrupt:
         stopped = 130
         print("stopped; the runs after this one were not begun", file=sys.stderr)
+    finally:
+        sys.argv = command
+        Sweep.tidy()
     print("\nsummary")
     words = {0: "done", 130: "stopped", 143: "stopped"}
-    for label, status in statuses.items():
+    for label, status in ended:
         print(f"  {words.get(status, f'failed ({status})')}  {label}")
-    return max(stopped, *statuses.values())
+    return max([stopped, *(status for _, status in ended)])
+
+
+def _run_of_sweep(cfg: DictConfig, config_dir: Path | None) -> int:
+    """The exit status that the run alone would have, whatever it ends in."""
+    try:
+        return _run_one(cfg, config_dir)
+    except ConfigError as error:
+        print("\n".join(f"mmfusion: {runs.without_secrets(p)}" for p in error.problems), file=sys.stderr)
+        return 2
+    except Exception as error:
+        _tell(error, "")
+        return 1
+    except KeyboardInterrupt:
+        return 130

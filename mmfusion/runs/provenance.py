@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     """The machine, the versions, the commit and the command of this process."""
     program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join(["mmfusion" if program == "main.py" else program, *map(_argument, sys.argv[1:])]),
+        "command": shlex.join(["mmfusion" if program == "main.py" else program, *map(masked, sys.argv[1:])]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": commit(),
         "mmfusion": mmfusion.__version__,
@@ -70,7 +70,8 @@ def _git(*arguments: str) -> str | None:
     return ended.stdout
 
 
-def _argument(argument: str) -> str:
+def masked(argument: str) -> str:
+    """An argument of a command line whose secrets are `***`."""
     key, given, _ = argument.partition("=")
     secret = given and SECRET.search(key.lstrip("+").rpartition(".")[2])
     return f"{key}=***" if secret else without_secrets(argument)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mmfusion.cli import launch
 from mmfusion.cli.main import main
 from tests.cli.trained import SAMPLE, SMALL, fails
 
@@ -140,7 +141,10 @@ def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path: Path) -> 
     assert "done  " in ended.stdout
     assert "failed (2)  " in ended.stdout
     assert "data.batch_size: must be greater than 0, not 0" in ended.stderr
-    assert len(list(tmp_path.glob("quickstart/*/*/report.html"))) == 1
+    (report,) = tmp_path.glob("quickstart/*/*/report.html")
+    command = json.loads((report.parent / "environment.json").read_text())["command"]
+    assert command.startswith("mmfusion train -m data.batch_size=4,0 ")
+    assert not list(tmp_path.rglob("multirun.yaml"))
 
 
 def test_help_imports_neither_torch_nor_hydra() -> None:
@@ -179,3 +183,44 @@ def test_a_task_that_fails_leaves_the_trained_checkpoint(tmp_path: Path, capsys:
     assert status == 1
     assert f"its checkpoint is {run / 'checkpoint'}" in capsys.readouterr().err
     assert (run / "checkpoint" / "model.safetensors").exists()
+
+
+def test_a_sweep_keeps_no_secret_and_what_fails_at_once_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for bad, status in (("logger.csv.api_key=hunter2", 2), ("data.root=nowhere", 1)):
+        assert main(["train", "-m", "seed=3", bad, f"paths.runs={tmp_path}", *SMALL]) == status
+        assert [path.name for path in tmp_path.rglob("*")] == ["quickstart"]
+    told = capsys.readouterr()
+    assert "hunter2" not in told.out + told.err
+    assert told.out.count("logger.csv.api_key=***") == 2  # as each begins, and in the summary
+
+
+def test_a_sweep_whose_choice_is_wrong_leaves_no_file_of_what_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra finds it after it has written down the command line."""
+    assert main(["train", "-m", "model=tiny,tinny", "logger.csv.api_key=hunter2", f"paths.runs={tmp_path}"]) == 2
+    assert "tinny" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["quickstart"]
+
+
+def test_a_sweep_stopped_before_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmfusion.cli.launch.hydra.main", lambda **_: lambda job: interrupted)
+    assert main(["train", "-m", "seed=0,1"]) == 130
+
+
+@pytest.mark.parametrize("argument", ["resume=runs/x", "paths.run=x"])
+def test_what_is_of_one_run_is_refused_with_a_sweep(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, error = fails(["-m", "seed=0,1", argument], capsys)
+    assert status == 2
+    assert "one run" in error
+
+
+def test_the_way_on_can_be_copied() -> None:
+    tree = {"model": {"_target_": "my_pkg.MyEncoder"}}
+    expected = "mmfusion train 'resume=runs/my run' --allow my_pkg.MyEncoder --config-dir 'my conf'"
+    assert launch._way_on(Path("runs/my run"), [], tree, Path("my conf")) == f"; go on with: {expected}"

@@ -32,14 +32,14 @@ from mmfusion.runs import provenance
 )
 def test_no_secret_of_the_command_line_is_kept(argument: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/x/mmfusion/cli/main.py", "train", argument])
-    assert provenance._argument(argument) == expected
+    assert provenance.masked(argument) == expected
     assert provenance.environment()["mmfusion"] == mmfusion.__version__
     assert provenance.environment()["command"].startswith("mmfusion train ")
 
 
 def test_what_a_secret_variable_holds_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789")
-    assert provenance._argument("note=0123456789x") == "note=***x"
+    assert provenance.masked("note=0123456789x") == "note=***x"
 
 
 @pytest.fixture
