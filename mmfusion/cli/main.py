@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
+from mmfusion.cli import start
 from mmfusion.cli.flags import own_code_found
 from mmfusion.cli.signals import on_sigterm
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.arguments(made)
-        made.set_defaults(run=module.run)
+        made.set_defaults(run=module.run, parser=made, verb=verb)
     return parser
 
 
@@ -64,13 +65,12 @@ def _terminate(number: int, frame: object) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     parser = _parser()
+    start.for_one_verb = arguments is None
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options, more = parser.parse_known_args(["runs", "ls"] if given == ["runs"] else given)
-    overrides: list[str] | None = getattr(options, "overrides", None)
-    if more and (overrides is None or any(one.startswith("-") for one in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:  # overrides after a flag, which argparse leaves over
-        options.overrides += more
+    given = ["runs", "ls"] if given == ["runs"] else given
+    options, more = parser.parse_known_args(given)
+    if more:  # what stands behind a flag, where argparse gave its place away already
+        options = options.parser.parse_intermixed_args(given[len(options.verb.split()) :])
     from mmfusion.config import ConfigError
     from mmfusion.errors import UserError
     from mmfusion.runs.provenance import without_secrets

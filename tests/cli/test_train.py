@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import gc
 import json
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfusion.cli import launch
+from mmfusion.cli import launch, start
 from mmfusion.cli.main import main
 from tests.cli.trained import SAMPLE, SMALL, fails
 
@@ -224,3 +226,39 @@ def test_the_way_on_can_be_copied() -> None:
     tree = {"model": {"_target_": "my_pkg.MyEncoder"}}
     expected = "mmfusion train 'resume=runs/my run' --allow my_pkg.MyEncoder --config-dir 'my conf'"
     assert launch._way_on(Path("runs/my run"), [], tree, Path("my conf")) == f"; go on with: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "value"),
+    [
+        ("embed RUN --out e.parquet a.png b.png", "files", ["a.png", "b.png"]),
+        ("embed RUN a.png --out e.parquet -- -b.png", "files", ["a.png", "-b.png"]),
+        ("runs best val/loss --n 3 FOLDER", "folder", "FOLDER"),
+        ("compare A --out page.html B", "run_folders", ["A", "B"]),
+        ("train seed=1 --config-dir conf steps=2", "overrides", ["seed=1", "steps=2"]),
+    ],
+)
+def test_files_and_overrides_may_stand_behind_a_flag(
+    command: str, key: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[argparse.Namespace] = []
+    for verb in ("embed", "runs_best", "compare", "train"):
+        monkeypatch.setattr(f"mmfusion.cli.{verb}.run", lambda options: asked.append(options) or 0)
+    assert main(command.split()) == 0
+    assert getattr(asked[0], key) == value
+
+
+def test_only_the_command_itself_keeps_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called in a notebook, it must not keep the objects of the notebook."""
+    monkeypatch.setattr(sys, "argv", ["mmfusion", "runs", "ls", str(tmp_path)])
+    main(sys.argv[1:])
+    with start.for_good():
+        pass
+    assert gc.get_freeze_count() == 0
+    main()
+    with start.for_good():
+        pass
+    try:
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
