@@ -117,7 +117,7 @@ def _run_of(folder: Path) -> Path | None:
 
 
 def _root_of(run: Path) -> Path:
-    return Path(points.configuration(run)["data"]["root"])
+    return Path(config.from_environment(points.configuration(run)["data"]["root"]))
 
 
 def _the_run(at: Mapping[Path, Path | None]) -> Path:

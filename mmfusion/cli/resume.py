@@ -65,6 +65,10 @@ def resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> D
             [f"{' '.join(overrides)}: not of the form key=value ({str(error).splitlines()[0]})"]
         ) from error
     assert isinstance(tree, DictConfig)
+    for above, node in config.nodes(config.raw(tree)):
+        if lost := [name for name, value in node.items() if value == "***"]:
+            problem = "was not kept, as its name is that of a secret; write it there, best as ${oc.env:NAME}"
+            raise ConfigError([f"{run / 'config.yaml'}: {above}.{lost[0]} {problem}"])
     return tree
 
 

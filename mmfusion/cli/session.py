@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -257,6 +258,10 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     except (OmegaConfBaseException, TypeError):
         pass  # no folder or no name: the check says it better
     tree = config.plain(cfg)
+    shared = [key for key in config.private(cfg) if re.match(r"model\.|data\.pipeline\.(?!tokenizer\.)", key)]
+    if shared:
+        remedy = "would stand in the checkpoint, which is shared; leave it out, and let the class read the environment"
+        raise ConfigError([f"{key} {remedy}" for key in shared])
     config.check(tree, train, config.interpolated(cfg))
     if given := [name for name in TRAINER if name in tree["trainer"]]:
         raise ConfigError([f"trainer.{given[0]}: is given by {TRAINER[given[0]]}; set that"])

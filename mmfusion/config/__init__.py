@@ -12,10 +12,13 @@ from mmfusion.config.problems import ConfigError, near
 from mmfusion.config.signatures import locate
 from mmfusion.config.tree import (
     SECRET,
+    from_environment,
     interpolated,
     leaves,
+    nodes,
     plain,
     printable,
+    private,
     raw,
     refuse_interpolations,
     targets,
@@ -24,7 +27,7 @@ from mmfusion.config.tree import (
 
 __all__ = [
     "ROOT", "SECRET", "ConfigError", "as_overrides", "build", "build_arguments", "check", "commented",
-    "compose", "conf_dir", "conf_trees", "groups", "interpolated", "json_schema", "leaves", "listing", "locate",
-    "near", "origins", "plain", "printable", "raw", "refuse_interpolations", "targets", "targets_in",
-    "told_in_one_line",
+    "compose", "conf_dir", "conf_trees", "from_environment", "groups", "interpolated", "json_schema", "leaves",
+    "listing", "locate", "near", "nodes", "origins", "plain", "printable", "private", "raw",
+    "refuse_interpolations", "targets", "targets_in", "told_in_one_line",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,12 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from mmfusion.config.problems import ConfigError, one_line
 
-SECRET = re.compile(r"(^|_)(api_key|password|passwd|secret|token|access_key)$", re.IGNORECASE)
+# What names a secret: `hub_token` does, a model's `class_token` does not.
+SECRET = re.compile(
+    r"^(?!(?:.*_)?(?:class|cls|mask|pad|bos|eos|sep|unk|start|end|stop|special|image|audio|sensor|video|text)_token$)"
+    r"(?:.*_)?(?:api_key|password|passwd|secret|token|access_key)$",
+    re.IGNORECASE,
+)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -36,6 +42,11 @@ def _not_there(key: str, interpolated: Mapping[str, str]) -> str:
     return f"{key}: is taken from {sources}, which is not there; give {key} a value of its own{leave_out}"
 
 
+def from_environment(text: str) -> str:
+    """A text of a run folder with what the environment now gives for each `${oc.env:NAME}`, if anything."""
+    return re.sub(r"\$\{oc\.env:(\w+)\}", lambda found: os.environ.get(found[1], found[0]), text)
+
+
 def raw(cfg: DictConfig) -> dict[str, Any]:
     """The tree as plain dicts and lists, interpolations as they are written."""
     return _as_dict(OmegaConf.to_container(cfg, resolve=False))
@@ -48,6 +59,14 @@ def leaves(tree: object, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(item, f"{key}.{name}" if key else str(name))
     elif key:
         yield key, tree
+
+
+def nodes(tree: object, key: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every mapping in a tree, those in lists too, with its dotted key."""
+    if isinstance(tree, Mapping):
+        yield key, tree
+    for name, item in tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from nodes(item, f"{key}.{name}" if key else str(name))
 
 
 def interpolated(cfg: DictConfig) -> dict[str, str]:
@@ -105,11 +124,16 @@ def targets_in(trees: Sequence[Path]) -> set[str]:
 def printable(cfg: DictConfig) -> dict[str, Any]:
     """The resolved tree without secrets: what the environment gave, also through another key, stays `${oc.env:NAME}`.
 
-    Values of keys that name a secret (`api_key`, `password`, `token`, not `num_memory_tokens`) become `***`.
+    Where it gave nothing, the default stands there, which is the configuration's own. Values of keys that name a secret
+    (`api_key`, `password`, `token`, not `num_memory_tokens`) become `***`.
     """
     from omegaconf.resolvers import oc
 
-    OmegaConf.register_new_resolver("oc.env", lambda name, *default: f"${{oc.env:{name}}}", replace=True)
+    def named(name: str, *default: Any) -> str | None:
+        hidden = not default or name in os.environ or SECRET.search(name)
+        return f"${{oc.env:{name}}}" if hidden else oc.env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", named, replace=True)
     try:
         OmegaConf.clear_cache(cfg)
         tree = _as_dict(OmegaConf.to_container(cfg, resolve=True))
@@ -120,12 +144,22 @@ def printable(cfg: DictConfig) -> dict[str, Any]:
     def hide(value: Any) -> Any:
         if isinstance(value, dict):
             return {
-                k: "***" if SECRET.search(str(k)) and isinstance(v, str) and "${" not in v else hide(v)
+                k: "***" if SECRET.search(str(k)) and isinstance(v, str) and v and "${" not in v else hide(v)
                 for k, v in value.items()
             }
         return [hide(item) for item in value] if isinstance(value, list) else value
 
     return hide(tree)
+
+
+def private(cfg: DictConfig) -> list[str]:
+    """The keys of what is for this machine only: secrets, and what the environment gave, also through another key."""
+    return [
+        f"{above}.{name}"
+        for above, node in nodes(printable(cfg))
+        for name, value in node.items()
+        if value == "***" or ("${oc.env" in str(value) and not isinstance(value, Mapping))
+    ]
 
 
 def _as_dict(tree: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mmfusion import api, checkpoint, runs
-from mmfusion.config import build
+from mmfusion.config import build, from_environment
 from mmfusion.runs import RunError
 
 MAX_TOKENIZER_BYTES = 50_000_000
@@ -58,7 +58,7 @@ def _begun(run: Path, allow: Collection[str]) -> api.Model:
     tree = configuration(run)
     try:
         config = {"model": {**tree["model"]}, "pipeline": {**tree["data"]["pipeline"]}}
-        tokenizer = Path(tree["data"]["tokenizer"])
+        tokenizer = Path(from_environment(tree["data"]["tokenizer"]))
     except (KeyError, TypeError) as error:
         raise RunError(f"{run}: no run folder (its config.yaml does not say {error})") from error
     names = checkpoint.buildable(allow)

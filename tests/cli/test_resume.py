@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from mmfusion import runs
+from mmfusion import config, runs
+from mmfusion.cli.asked import _root_of
 from mmfusion.cli.main import main
+from mmfusion.cli.resume import resumed
+from mmfusion.cli.session import settled
 from mmfusion.types import Batch, Loss, Outputs
 from tests.cli.trained import SAMPLE, SMALL, fails
 
@@ -133,10 +136,11 @@ def test_a_moved_run_folder_names_no_other_class(
         ({"_target_": "lightning.pytorch.loggers.WandbLogger"}, "logger.x.offline: this run sends its log away"),
         ({"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "--allow lightning.pytorch.loggers.MLFlowLogger"),
         ({"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/somewhere"}, "lies outside the run folder"),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger", "api_key": "***"}, "logger.x.api_key was not kept"),
     ],
 )
 def test_a_run_folder_sends_nothing_and_writes_nowhere_else(
-    logger: dict[str, str], told: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    logger: dict[str, object], told: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = yaml.safe_load((whole / "config.yaml").read_text().replace(str(whole), str(tmp_path)))
     tree["logger"] = {"x": logger}
@@ -144,6 +148,15 @@ def test_a_run_folder_sends_nothing_and_writes_nowhere_else(
     status, error = fails([f"resume={tmp_path}"], capsys)
     assert status == 2
     assert told in error
+
+
+def test_a_run_whose_shards_a_variable_names_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMFUSION_SAMPLE", str(SAMPLE))
+    composed = config.compose(["data.root=${oc.env:MMFUSION_SAMPLE}", f"paths.run={tmp_path}", "paths.id=x"])
+    settled(composed)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.printable(composed)))
+    tree = settled(resumed(tmp_path, []))
+    assert (tree["data"]["root"], _root_of(tmp_path)) == (str(SAMPLE), SAMPLE)
 
 
 def test_a_resume_point_with_other_bytes_is_passed_over(whole: Path, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_a_tokenizer_with_more_pieces_than_the_decoder_knows(tmp_path: Path, cap
         ("callbacks.stop._partial_=true", "callbacks.stop._partial_: must be false here"),
         ("model._partial_=true", "model._partial_: must be false here"),
         ("data.limits.pixel=1", "data.limits.pixel: Limits has no such argument; did you mean 'pixels'?"),
+        ("model.encoders.image.hub_token=x", "mmfusion: model.encoders.image.hub_token would stand in the check"),
+        ("data.pipeline.row_length=${oc.env:HOME}", "mmfusion: data.pipeline.row_length would stand in the checkpoint"),
     ],
 )  # fmt: skip
 def test_a_wrong_configuration_is_one_line_before_anything_is_opened(

@@ -134,3 +134,12 @@ def test_environment_and_secrets_are_never_printed(monkeypatch: pytest.MonkeyPat
     assert shown["num_memory_tokens"] == 4
     assert shown["a"] == "${oc.env:MY_KEY}"
     assert config.plain(cfg)["b"] == "x hunter2"
+
+
+def test_what_is_no_secret_is_kept_as_it_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMFUSION_UNSET", raising=False)
+    tree = {"root": "${oc.env:MMFUSION_UNSET,/data}", "tokenizer": "${root}/t", "class_token": "cls", "hub_token": "x"}
+    tree["again"] = "${oc.env:MMFUSION_UNSET_TOKEN,hunter2}"
+    shown = config.printable(OmegaConf.create(tree))
+    kept = {"root": "/data", "tokenizer": "/data/t", "class_token": "cls", "hub_token": "***"}
+    assert shown == {**kept, "again": "${oc.env:MMFUSION_UNSET_TOKEN}"}
