@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ RUN_ONLY = (
     *(f"trainer.{name}" for name in ("log_every_n_steps", "enable_progress_bar", "profiler")),
     *("callbacks", "logger", "data.workers", "data.cache_mb"),
 )
-PLACES = ("dirpath", "save_dir", "root_dir", "log_dir")  # where callbacks, loggers and profilers write
+PLACES = ("dirpath", "save_dir", "root_dir", "log_dir", "dir")  # where callbacks, loggers and profilers write
+NAMES = ("name", "version", "sub_dir", "filename", "filename_suffix")  # and what they call it there
 # Packages whose own classes a run folder may name, beside what our configuration files and checkpoints do; of loggers
 # only those: others may send what they are told.
 FAMILIES = ("torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.profilers.")
 SENDING = "lightning.pytorch.loggers.WandbLogger"  # unless it is told not to
+# Settings of its that send nothing: those of our own file.
+QUIET = ("x_disable_meta", "x_disable_stats", "disable_git", "save_code", "console", "silent")
 
 
 def split_resume(overrides: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -75,23 +78,39 @@ def resumed(run: Path, overrides: Sequence[str], allow: Sequence[str] = ()) -> D
 def _check_places(tree: dict[str, Any], run: Path, given: Collection[str]) -> None:
     """Nothing of a run folder writes outside it, and no logger sends anything, unless that is `given` once more."""
     for group in ("callbacks", "logger", "trainer"):
-        for name, node in (tree.get(group) or {}).items():
-            if not isinstance(node, dict):
-                continue
-            offline = f"{group}.{name}.offline"
-            if node.get("_target_") == SENDING and not node.get("offline") and offline not in given:
-                raise ConfigError([f"{offline}: this run sends its log away; if you want that again: {offline}=false"])
+        for path, node in config.nodes(tree.get(group), group):
+            if node.get("_target_") == SENDING:
+                _check_offline(path, node, given)
             for key, value in node.items():
-                path = f"{group}.{name}.{key}"
-                if path in given:
+                place = f"{path}.{key}"
+                if place in given or not isinstance(value, str):
                     continue
-                if key in PLACES and isinstance(value, str) and not _inside(value, run):
-                    remedy = f"if you want that: {path}={value}"
-                    raise ConfigError([f"{path}: {value} lies outside the run folder; {remedy}"])
+                if (key in PLACES and not _inside(value, run)) or (key in NAMES and not _inside(run / value, run)):
+                    remedy = f"if you want that: {place}={value}"
+                    raise ConfigError([f"{place}: {value} lies outside the run folder; {remedy}"])
 
 
-def _inside(place: str, run: Path) -> bool:
-    return Path(place).resolve().is_relative_to(run.resolve())
+def _check_offline(path: str, node: Mapping[str, Any], given: Collection[str]) -> None:
+    """A logger that can send is told not to, and nothing else in its node can tell it otherwise."""
+    offline = f"{path}.offline"
+    if not node.get("offline") and offline not in given:
+        raise ConfigError([f"{offline}: this run sends its log away; if you want that again: {offline}=false"])
+    settings = node.get("settings") or {}
+    if isinstance(settings, Mapping):
+        others = {f"{path}.settings.{name}": value for name, value in settings.items() if name not in QUIET}
+    else:
+        others = {f"{path}.settings": settings}
+    if node.get("mode") not in (None, "offline", "disabled"):
+        others[f"{path}.mode"] = node["mode"]
+    for key, value in others.items():
+        if key not in given:
+            raise ConfigError([f"{key}: may send this run's log away; if you want that again: {key}={value}"])
+
+
+def _inside(place: str | Path, run: Path) -> bool:
+    """Whether it lies in the run folder, also for loggers that put variables and `~` in a path."""
+    below = str(place).removeprefix(str(run))
+    return "$" not in below and below[:1] != "~" and Path(place).resolve().is_relative_to(run.resolve())
 
 
 def ours(tree: object) -> set[str]:

@@ -17,7 +17,7 @@ from torch import nn
 from mmfusion import config, runs
 from mmfusion.cli.asked import _root_of
 from mmfusion.cli.main import main
-from mmfusion.cli.resume import resumed
+from mmfusion.cli.resume import _check_places, resumed
 from mmfusion.cli.session import settled
 from mmfusion.types import Batch, Loss, Outputs
 from tests.cli.trained import SAMPLE, SMALL, fails
@@ -136,6 +136,18 @@ def test_a_moved_run_folder_names_no_other_class(
         ({"_target_": "lightning.pytorch.loggers.WandbLogger"}, "logger.x.offline: this run sends its log away"),
         ({"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "--allow lightning.pytorch.loggers.MLFlowLogger"),
         ({"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/somewhere"}, "lies outside the run folder"),
+        (
+            {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": True, "mode": "online"},
+            "logger.x.mode: may send this run's log away",
+        ),
+        (
+            {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": True, "settings": {"mode": "online"}},
+            "logger.x.settings.mode: may send this run's log away",
+        ),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "../../x"}, "lies outside the run folder"),
+        ({"_target_": "lightning.pytorch.loggers.CSVLogger", "version": "/x"}, "lies outside the run folder"),
+        ({"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": "~/x"}, "lies outside the run folder"),
+        ({"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "sub_dir": "$HOME"}, "lies outside the run"),
         ({"_target_": "lightning.pytorch.loggers.CSVLogger", "api_key": "***"}, "logger.x.api_key was not kept"),
     ],
 )
@@ -148,6 +160,24 @@ def test_a_run_folder_sends_nothing_and_writes_nowhere_else(
     status, error = fails([f"resume={tmp_path}"], capsys)
     assert status == 2
     assert told in error
+
+
+def test_a_run_folder_names_no_file_outside_itself(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profiler = {"_target_": "lightning.pytorch.profilers.SimpleProfiler", "dirpath": str(tmp_path), "filename": "../x"}
+    for key, name, value in (("callbacks", "best", {"filename": "../../x"}), ("trainer", "profiler", profiler)):
+        tree = yaml.safe_load((whole / "config.yaml").read_text().replace(str(whole), str(tmp_path)))
+        tree[key][name] = {**tree[key].get(name, {}), **value}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+        status, error = fails([f"resume={tmp_path}"], capsys)
+        assert status == 2
+        assert f"{key}.{name}.filename: {value['filename']} lies outside the run folder" in error
+
+
+def test_our_own_loggers_go_on_without_being_named_again(tmp_path: Path) -> None:
+    composed = config.compose(["logger=[csv,tensorboard,wandb]", f"paths.run={tmp_path}", "paths.id=x"])
+    _check_places(config.printable(composed), tmp_path, ())
 
 
 def test_a_run_whose_shards_a_variable_names_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
