@@ -43,8 +43,12 @@ def _not_there(key: str, interpolated: Mapping[str, str]) -> str:
 
 
 def from_environment(text: str) -> str:
-    """A text of a run folder with what the environment now gives for each `${oc.env:NAME}`, if anything."""
-    return re.sub(r"\$\{oc\.env:(\w+)\}", lambda found: os.environ.get(found[1], found[0]), text)
+    """A text of a run folder with what the environment now gives for each `${oc.env:NAME}` that names no secret."""
+
+    def given(found: re.Match[str]) -> str:
+        return found[0] if SECRET.search(found[1]) else os.environ.get(found[1], found[0])
+
+    return re.sub(r"\$\{oc\.env:(\w+)\}", given, text)
 
 
 def raw(cfg: DictConfig) -> dict[str, Any]:
