@@ -12,6 +12,7 @@ import pickle
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -162,7 +163,7 @@ _FIELDS = [(0, 100), (124, 136), (148, 156), (156, 157), (345, 500)]  # name, si
     mended=st.booleans(),
 )
 def test_a_header_is_read_as_tarfile_reads_it(
-    name: str, size: int, kind: bytes, form: int, field: tuple[int, int], changed: bytes, mended: bool
+    name: str, size: int, kind: bytes, form: Literal[0, 1, 2], field: tuple[int, int], changed: bytes, mended: bool
 ) -> None:
     """Whole, and with any field overwritten, the checksum left as it was or made anew."""
     info = tarfile.TarInfo(name)
