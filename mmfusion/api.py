@@ -181,7 +181,7 @@ class Model:
             patches = self._batch(samples, documents="none").streams[modality]
             with torch.inference_mode():
                 embedded = self.network.embed({modality: patches})[modality]
-            rows.append(embedded[patches.owner.argsort()].float().numpy())
+            rows.append(embedded[patches.owner.argsort()].float().cpu().numpy())
         return np.concatenate(rows)
 
     def generate_parts(self, prompts: Sequence[Sequence[Part]], language: str, max_new: int) -> list[str]:
@@ -205,8 +205,9 @@ class Model:
         return self._batch(samples, documents="open", **asked), {"end": tokenizer.end, "banned": silent}
 
     def _batch(self, samples: Sequence[Sample], **how: Any) -> Batch:
+        """Where the weights are: a run in training keeps them on its device. Raises InputError."""
         try:
-            return self.pipeline.batch(samples, **how)
+            return self.pipeline.batch(samples, **how).to(next(self.network.parameters()).device)
         except SkipSample as error:
             raise InputError(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import math
@@ -22,7 +23,7 @@ from mmfusion.api import InputError, Model
 from mmfusion.checkpoint import CheckpointError
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.evaluation import pictures, run
-from mmfusion.types import Part, Sample
+from mmfusion.types import Batch, Modality, Part, Patches, Sample
 
 WATCH: dict[str, Any] = {"rate_hz": 50, "channels": ["acc_x", "acc_y"], "units": ["g", "g"], "place": "wrist"}
 RNG = np.random.default_rng(0)
@@ -401,3 +402,40 @@ def test_generate_wants_lists_of_one_length(model: Model) -> None:
     for verb in (model.generate, model.stream):
         with pytest.raises(InputError, match="got none"):
             verb()
+
+
+# -------------------------------------------------------------------------------------------------------------- device
+
+
+def on(device: str, model: Model) -> Model:
+    return Model(copy.deepcopy(model.network).to(device), model.pipeline, {})
+
+
+def test_what_is_read_goes_where_the_weights_are_and_what_is_made_comes_back(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On torch's device `meta`, which every machine has: its tensors have a shape and no values."""
+    there, found = on("meta", model), set[torch.device]()
+
+    def embed(streams: dict[Modality, Patches]) -> dict[Modality, torch.Tensor]:
+        found.update(parts.values.device for parts in streams.values())
+        return {name: torch.zeros(len(parts.owner), 12, device="meta") for name, parts in streams.items()}
+
+    def generate(network: object, batch: Batch, **how: object) -> list[list[int]]:
+        found.update({batch.rows.ids.device, batch.streams["image"].values.device})
+        return [[]]
+
+    monkeypatch.setattr(there.network, "embed", embed)
+    monkeypatch.setattr(api, "generate", generate)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        there.embed(image=picture())
+    assert there.generate(image=picture()) == ""
+    assert found == {torch.device("meta")}
+
+
+@pytest.mark.gpu
+def test_a_gpu_changes_nothing(model: Model) -> None:
+    there = on("cuda", model)
+    assert there.embed(image=picture()) == pytest.approx(model.embed(image=picture()), abs=1e-4)
+    assert there.generate(image=picture(), max_new=6) == model.generate(image=picture(), max_new=6)
+    assert "".join(there.stream(image=picture(), max_new=6)) == model.generate(image=picture(), max_new=6)
