@@ -34,8 +34,8 @@ def steps(run: Path) -> dict[int, Path]:
 def along(run: Path, allow: Collection[str] = ()) -> Iterator[tuple[int, api.Model]]:
     """Each step at which weights were kept, and the model with them: one model, valid until the next is asked for.
 
-    The last weights are the checkpoint's, if there is one already. Raises RunError for a run that kept none, and for a
-    point that cannot be read.
+    In the order of the steps, also where the checkpoint has the best weights and not the last. Raises RunError for a
+    run that kept none, and for a point that cannot be read.
     """
     points = steps(run)
     done = (run / "checkpoint").exists()
@@ -44,13 +44,13 @@ def along(run: Path, allow: Collection[str] = ()) -> Iterator[tuple[int, api.Mod
     model = api.load(run, allow) if done else _begun(run, allow)
     final = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     last = int(model.lineage["step"]) if done else -1
-    for step, point in points.items():
-        if step != last:
-            _fill(model, point)
-            yield step, model
-    if done:
-        model.network.load_state_dict(final)
-        yield last, model
+    kept = {*points, last} if done else {*points}
+    for step in sorted(kept):
+        if step == last:
+            model.network.load_state_dict(final)
+        else:
+            _fill(model, points[step])
+        yield step, model
 
 
 def _begun(run: Path, allow: Collection[str]) -> api.Model:

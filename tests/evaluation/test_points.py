@@ -1,13 +1,16 @@
-"""A run without a checkpoint may come from anywhere: what its config.yaml may not make happen."""
+"""A run along its training: in which order, and what the config.yaml of one without a checkpoint may not do."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from mmfusion import api
 from mmfusion.checkpoint import CheckpointError
 from mmfusion.evaluation import points
 from mmfusion.runs import RunError
@@ -56,3 +59,17 @@ def test_only_a_file_of_moderate_size_is_copied_as_a_tokenizer(tmp_path: Path) -
 def test_a_configuration_without_a_model_is_none_of_a_run(tmp_path: Path, model: object) -> None:
     with pytest.raises(RunError, match="no run folder"):
         next(points.along(begun(tmp_path, model)))
+
+
+def test_the_checkpoint_of_the_best_weights_stands_at_its_step(tiny_run: Path, tmp_path: Path) -> None:
+    """Its step is 3; points were kept before and after it, here with every weight larger by their step."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "resume").mkdir()
+    weights = api.load(run).network.state_dict()
+    for step in (2, 5):
+        moved = {points.PREFIX + name: tensor + step for name, tensor in weights.items()}
+        torch.save({"state_dict": moved}, run / "resume" / f"step={step}.ckpt")
+    first = float(weights["decoder.embedding.weight"][0, 0])
+    found = [(step, model.network.decoder.embedding.weight[0, 0].item()) for step, model in points.along(run)]
+    assert found == [(2, pytest.approx(first + 2)), (3, first), (5, pytest.approx(first + 5))]
