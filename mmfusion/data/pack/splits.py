@@ -25,7 +25,7 @@ def deal(
 
     `digests` of each draft's files or texts; `kinds` its modalities; `shares` of the splits that are made: of
     everything where the source names no split, else of its train. Every split has some of every concept and of every
-    modality that stands in more groups than there are splits.
+    modality that stands in more groups than there are splits, where no other would lose its last group by it.
     """
     notes: list[str] = []
     splits: list[Split] = [draft.split or "train" for draft in drafts]
@@ -101,23 +101,38 @@ def _dealt(groups: _Groups, strata: Sequence[list[str]], shares: Mapping[Split, 
                 dealt[name] = split
             place -= share
     wanted: list[Split] = ["train", *shares]
-    for names in strata:
-        if len(names) > len(wanted):
-            _fill(names, dealt, wanted)
-    _fill(list(groups), dealt, wanted)
+    large = [names for names in strata if len(names) > len(wanted)]
+    beside: dict[str, list[list[str]]] = defaultdict(list)  # of each group: the strata in which it stands
+    for names in large:
+        for name in names:
+            beside[name].append(names)
+    for names in large:
+        _fill(names, dealt, wanted, beside)
+    _fill(list(groups), dealt, wanted, beside)
     return dealt
 
 
-def _fill(names: list[str], dealt: dict[str, Split], wanted: Sequence[Split]) -> None:
-    """A group for each wanted split that has none among `names`, from the one that has most, by the least hash."""
+def _fill(
+    names: list[str], dealt: dict[str, Split], wanted: Sequence[Split], beside: Mapping[str, Sequence[list[str]]]
+) -> None:
+    """A group for each wanted split that has none among `names`, from the one that has most, by the least hash.
+
+    It is no group that is the last of its split in a stratum that it stands in (`beside`), unless train has no other.
+    """
+
+    def spare(name: str) -> bool:
+        split = dealt[name]
+        return all(any(dealt[other] == split for other in of if other != name) for of in (names, *beside.get(name, ())))
+
     names = sorted(names, key=lambda name: (_place(name), name))
     for split in wanted:
         counts = Counter(dealt[name] for name in names)
         if split in counts or not counts:
             continue
-        donor, most = counts.most_common(1)[0]
-        if most > 1 or split == "train":
-            dealt[next(name for name in names if dealt[name] == donor)] = split
+        donors = sorted(names, key=lambda name: -counts[dealt[name]])
+        moved = next(filter(spare, donors), donors[0] if split == "train" else None)
+        if moved is not None:
+            dealt[moved] = split
 
 
 def _unseen(drafts: Sequence[Draft], splits: Sequence[Split]) -> list[str]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_sources import colour, packed, put, table
 
+from mmfusion.data.order import stable_hash
 from mmfusion.data.pack.draft import Draft, Settings, in_words, slug
 from mmfusion.data.pack.keys import Keys, safe
 from mmfusion.data.pack.pack import pack
@@ -94,6 +95,20 @@ def test_a_modality_and_the_classes_of_a_few_subjects_are_in_every_split_of_many
     assert set(of) == {"train", "validation", "test"}
     assert sum(map(len, of.values())) == 6  # no subject in two
     assert min(map(len, of.values())) >= 1
+
+
+def test_a_concept_takes_no_split_from_another() -> None:
+    """By hand, the groups numbered by their hashes, at first all in train: b takes one of a's two last, c leaves it."""
+    names = sorted(map(str, range(10)), key=lambda name: stable_hash("split", f"group {name}"))
+    concepts = {"a": (0, 1, 2, 3), "b": (2, 4, 5, 6), "c": (3, 7, 8, 9)}
+    rows = [(concept, number) for concept, numbers in concepts.items() for number in numbers]
+    made = drafts(12, concept=[concept for concept, _ in rows], group=[names[number] for _, number in rows])
+    splits, notes = deal(made, [()] * 12, {"validation": 1e-9, "test": 1e-9})
+    of: dict[str, set[int]] = defaultdict(set)
+    for (_, number), split in zip(rows, splits, strict=True):
+        of[split].add(number)
+    assert of == {"validation": {0, 2, 7}, "test": {1, 4, 8}, "train": {3, 5, 6, 9}}
+    assert notes == []
 
 
 def test_classes_of_too_few_files_are_told() -> None:
