@@ -369,7 +369,7 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
         ({"temprature": 1.0}, "temprature: there is no such argument; did you mean 'temperature'?"),
         ({"end": 3}, "end: there is no such argument"),
         ({"banned": [3]}, "banned: there is no such argument"),
-        ({"prompt": "x y " * 200}, "document longer than a row"),
+        ({"prompt": "x y " * 200}, "document longer than data.pipeline.row_length"),
     ],
 )
 def test_ways_to_say_that_there_are_not(model: Model, arguments: dict[str, Any], words: str) -> None:

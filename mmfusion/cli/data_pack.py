@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         source=options.source_name,
         columns={name: given[name] for name in _COLUMNS},
     )
-    pack(
+    row_length = pack(
         options.source,
         options.out,
         settings=settings,
@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     pieces, out = SentencePieceTokenizer(options.out / NAME).size, shlex.quote(str(options.out))
-    vocabulary = "" if pieces == SIZE else f" model.decoder.vocab={pieces}"
-    print(f"\nnext:\n  mmfusion data stats {out}\n  mmfusion train data=shards data.root={out}{vocabulary}")
+    needed = "" if pieces == SIZE else f" model.decoder.vocab={pieces}"
+    needed += f" data.pipeline.row_length={row_length}" if row_length else ""
+    print(f"\nnext:\n  mmfusion data stats {out}\n  mmfusion train data=shards data.root={out}{needed}")
     return 0

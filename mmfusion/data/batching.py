@@ -19,7 +19,12 @@ from torch import Tensor
 
 from mmfusion.data.patchify import PartPatches, Patchify
 from mmfusion.data.tokenizer import Tokenizer
-from mmfusion.types import IGNORE, MODALITIES, Batch, Channels, Modality, Patches, Rows, SkipSample
+from mmfusion.types import IGNORE, MODALITIES, Batch, Channels, Modality, Patches, Rows, Sample, SkipSample
+
+TOO_LONG = "document longer than data.pipeline.row_length"  # the reason for which it costs its sample
+ROW_LENGTH = 128  # pieces: what `data.pipeline.row_length` of data=shards is without a word
+TOKENS: Mapping[Modality, int] = {"image": 9, "audio": 18, "sensor": 16}  # of a part at most, as model=tiny cuts it
+_RARE = 0.005  # of the samples may be too long: half of what `data.max_skipped_fraction` allows for all reasons
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,34 @@ def document_length(document: Document, parts: Sequence[tuple[Modality, PartPatc
     return 2 + tokens + len(document.prompt) + said
 
 
+def longest_document(sample: Sample, tokenizer: Tokenizer) -> int:
+    """Pieces of the longest document that training makes of a sample: one part of each kind, the longest of its texts.
+
+    An upper bound: parts may be cut into fewer tokens, and a transcript stands beside its clip alone.
+    """
+    kinds = {part.type for part in sample.all_parts}
+    tokens = sum(count for modality, count in TOKENS.items() if modality in kinds)
+    said = [
+        len(tokenizer.encode(part.lang or "")) + len(tokenizer.encode(part.text))
+        for part in sample.all_parts
+        if part.text
+    ]
+    return 3 + tokens + max(said, default=0)
+
+
+def row_length_for(documents: Sequence[int]) -> int | None:
+    """The row length that all but a few in a thousand documents of so many pieces fit in; None if ROW_LENGTH does."""
+    needed = int(np.quantile(documents, 1 - _RARE, method="inverted_cdf"))
+    return None if needed <= ROW_LENGTH else -(-needed // 64) * 64
+
+
 def pack(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
     """(row, first place) of each document: the longest first, each into the first row with room for it."""
     used: list[int] = []
     places = [(0, 0)] * len(lengths)
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
         if lengths[k] > row_length:
-            raise SkipSample("document longer than a row", f"{lengths[k]} pieces, rows have {row_length}")
+            raise SkipSample(TOO_LONG, f"{lengths[k]} pieces, rows have {row_length}")
         row = next((r for r, n in enumerate(used) if n + lengths[k] <= row_length), len(used))
         if row == len(used):
             used.append(0)

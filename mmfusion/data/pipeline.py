@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from mmfusion.data.batching import Collate, Document, Prepared, document_length
+from mmfusion.data.batching import TOO_LONG, Collate, Document, Prepared, document_length
 from mmfusion.data.order import stable_hash
 from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
 from mmfusion.data.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ class Pipeline:
         for document in made:
             length = document_length(document, parts, self._merge)
             if length > self.row_length:
-                raise SkipSample("document longer than a row", f"key {sample.key!r}: {length} pieces")
+                raise SkipSample(TOO_LONG, f"key {sample.key!r}: {length} pieces, rows have {self.row_length}")
         source = sample.source or PurePath(sample.url).stem
         return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made, source)
 

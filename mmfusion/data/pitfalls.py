@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmfusion.data.batching import ROW_LENGTH, row_length_for
 from mmfusion.data.stats import STOPS, UNKNOWN, Stats, label_numbers
 
 SKIPPED = 0.01  # data.max_skipped_fraction, as it is where nobody changed it
@@ -12,7 +13,7 @@ UNEVEN = 50  # times as many samples of the commonest class as of the rarest
 
 def pitfalls(stats: Stats) -> list[str]:
     """One sentence each, the gravest first; nothing where nothing is wrong."""
-    checks = (_holes, _twice, _splits, _people, _labels, _languages, _unstated)
+    checks = (_holes, _long, _twice, _splits, _people, _labels, _languages, _unstated)
     return [sentence for check in checks for sentence in check(stats)]
 
 
@@ -23,6 +24,13 @@ def _holes(stats: Stats) -> Iterator[str]:
         yield f"Samples that stop a run when they are read: {n:,} (first {stats.first[STOPS]}); write them anew."
     if (holes := skipped.total() - n) > SKIPPED * samples:
         yield f"Samples that cannot be used: {holes:,} of {samples:,.0f}; a run stops above {SKIPPED:.0%} of them."
+
+
+def _long(stats: Stats) -> Iterator[str]:
+    if stats.documents and (needed := row_length_for(stats.documents)):
+        n = sum(length > ROW_LENGTH for length in stats.documents)
+        of = f"Samples whose text may fit no row of {ROW_LENGTH} pieces: {n:,} of {len(stats.documents):,}"
+        yield f"{of}; a run skips them without data.pipeline.row_length={needed}."
 
 
 def _twice(stats: Stats) -> Iterator[str]:

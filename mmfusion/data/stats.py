@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmfusion.data.batching import longest_document
 from mmfusion.data.decode import decode_part, duration_and_rate, size_px
 from mmfusion.data.repeats import digests
 from mmfusion.data.series import base_units
@@ -45,6 +46,7 @@ class Stats:
         self.cells: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.tables: dict[str, Counter[str]] = defaultdict(Counter)
         self.sizes: dict[str, array[float]] = defaultdict(lambda: array("d"))
+        self.documents = array("l")  # pieces of the longest that training makes of each sample
         self.labels: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
         self.people: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         self.twice: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
@@ -68,6 +70,8 @@ class Stats:
             return
         self._count(self.cells[entry.split, source], sample, measured)
         self._describe(sample, entry.split)
+        if self.tokenizer is not None:
+            self.documents.append(longest_document(sample, self.tokenizer))
         same = "bytes" if any(isinstance(part.data, bytes) for part in sample.all_parts) else "texts"
         for digest in digests(sample.all_parts):
             self._met(same, digest, entry.split, key)

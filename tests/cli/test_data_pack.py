@@ -7,15 +7,20 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from omegaconf import OmegaConf
 from PIL import Image
 
+from mmfusion import config
 from mmfusion.cli import data_pack
 from mmfusion.cli.main import main
+from mmfusion.data.batching import ROW_LENGTH, TOKENS
 from mmfusion.data.pack.layouts import LAYOUTS
+from mmfusion.types import Part
 
 COLOURS = ("red fish", "blue fish", "green tree", "grey stone")
 
@@ -147,3 +152,31 @@ def test_a_vocabulary_of_another_size_is_told_to_training(tmp_path: Path, capsys
         patch.setattr(vocabulary, "SIZE", 4000)
         assert main(["data", "pack", str(source), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.endswith("model.decoder.vocab=8192\n")
+
+
+def test_texts_longer_than_a_row_are_told_to_training_which_cannot_do_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = own_data(tmp_path / "in", ("image",))
+    heading, *rows = source.read_text().splitlines()
+    source.write_text(
+        "\n".join([f"{heading},text", *(f"{row},{'a red fish and ' * 40}{i}" for i, row in enumerate(rows))])
+    )
+    assert main(["data", "pack", str(source), str(tmp_path / "out")]) == 0
+    *command, row_length = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert row_length.startswith("data.pipeline.row_length=")
+    few = ["debug=one_step", "evaluation=none", "data.workers=0", "data.batch_size=16", "data.pipeline.captioned=1"]
+    assert main([*command[1:], *few, f"paths.run={tmp_path / 'without'}"]) == 1
+    assert "16 of 16 samples cannot be used (document longer than data.pipeline" in capsys.readouterr().err
+    assert main([*command[1:], row_length, *few, f"paths.run={tmp_path / 'run'}"]) == 0
+
+
+def test_what_a_row_holds_is_what_the_configuration_says() -> None:
+    pipeline = config.compose(["data=shards", "data.root=x"]).data.pipeline
+    assert pipeline.row_length == ROW_LENGTH
+    times = np.arange(4000) / 50
+    wide = Part(type="image", data=np.zeros((300, 300, 3), np.uint8))
+    clip = Part(type="audio", data=np.zeros(160_000, np.float32), rate_hz=16_000)
+    series = Part(type="sensor", data=np.zeros((4000, 1), np.float32), times_s=times, channels=("a",), units=("g",))
+    made: dict[str, Any] = config.build(OmegaConf.to_container(pipeline.patchify, resolve=True))
+    assert {part.type: made[part.type](part).tokens(made[part.type].merge) for part in (wide, clip, series)} == TOKENS

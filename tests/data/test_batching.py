@@ -11,10 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_media import small_patchify
 
-from mmfusion.data.batching import Collate, Document, Prepared, document_length, lay_out, pack
+from mmfusion.data.batching import (
+    TOO_LONG,
+    Collate,
+    Document,
+    Prepared,
+    document_length,
+    lay_out,
+    longest_document,
+    pack,
+    row_length_for,
+)
 from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
 from mmfusion.data.tokenizer import SentencePieceTokenizer
-from mmfusion.types import IGNORE, Batch, Modality, SkipSample
+from mmfusion.types import IGNORE, Batch, Modality, Part, Sample, SkipSample
 
 
 def part(count: int, width: int, padding: int = 0) -> PartPatches:
@@ -68,7 +78,7 @@ def test_rows_are_filled_longest_first() -> None:
     # 5 and then 4 go into row 0, the other 4 and both 3 into row 1, which is full; 1 fills row 0.
     assert pack([3, 4, 5, 1, 4, 3], 10) == [(1, 4), (0, 5), (0, 0), (0, 9), (1, 0), (1, 7)]
     assert pack([], 10) == []
-    with pytest.raises(SkipSample, match="document longer than a row"):
+    with pytest.raises(SkipSample, match=TOO_LONG):
         pack([11], 10)
 
 
@@ -209,3 +219,16 @@ def test_series_of_few_channels_beside_many(tokenizer: SentencePieceTokenizer) -
     assert stream.description.name.tolist() == [[1, 0, 0], [1, 2, 3]]
     assert stream.description.valid.tolist() == [[True, False, False], [True, True, True]]
     assert stream.description.grid.shape == (2, 3, 2)
+
+
+def test_the_row_length_that_texts_need(tokenizer: SentencePieceTokenizer) -> None:
+    said = Part(type="text", lang="fr", text="goose, duck")
+    shown = (Part(type="image"), Part(type="audio"), said, Part(type="audio", text="goose"))
+    pieces = len(tokenizer.encode("fr")) + len(tokenizer.encode("goose, duck"))
+    # <|begin|>, <|assistant|>, <|end|>, 9 for the picture, 18 for one of the clips, the longer text and its language
+    assert longest_document(Sample(key="a", parts=shown), tokenizer) == 3 + 9 + 18 + pieces
+    assert longest_document(Sample(key="a", parts=shown[:1]), tokenizer) == 3 + 9
+    assert row_length_for([128] * 40) is None
+    assert row_length_for([100] * 39 + [129]) == 192
+    assert row_length_for([100] * 995 + [500] * 5) is None  # five in a thousand may be left out
+    assert row_length_for([100] * 994 + [500] * 6) == 512

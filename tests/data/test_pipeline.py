@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_media import picture_sample, small_patchify, small_pipeline, spoken_sample, watch_sample
 
+from mmfusion.data.batching import TOO_LONG
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.order import stable_hash
 from mmfusion.data.pipeline import Pipeline, concept_of
@@ -135,7 +136,7 @@ def test_parts_that_no_encoder_reads_are_left_out_before_decoding(tokenizer: Sen
 
 def test_a_document_that_fits_no_row_costs_the_sample(pipeline: Pipeline) -> None:
     long = Part(type="text", lang="en", text="goose " * 100)
-    with pytest.raises(SkipSample, match="document longer than a row"):
+    with pytest.raises(SkipSample, match=TOO_LONG):
         pipeline.prepare(dataclasses.replace(PICTURE, parts=(PICTURE.parts[0], long)), 0, 0)
 
 

@@ -133,6 +133,19 @@ def test_nothing_is_said_of_a_set_without_fault(tmp_path: Path) -> None:
     assert pitfalls(counted(tmp_path)) == []
 
 
+def test_texts_that_fit_no_row_are_said_with_the_key_that_makes_room(
+    tmp_path: Path, tokenizer: SentencePieceTokenizer
+) -> None:
+    text = "goose " * 200
+    samples = [dataclasses.replace(picture_sample(i), labels={"concept": "goose"}) for i in range(4)]
+    samples[0] = dataclasses.replace(samples[0], parts=(Part(type="text", lang="en", text=text),))
+    write_set(tmp_path, {"t.tar": ("train", samples[:3]), "v.tar": ("validation", samples[3:])})
+    needed = 3 + len(tokenizer.encode("en")) + len(tokenizer.encode(text))
+    (said,) = pitfalls(counted(tmp_path, tokenizer))
+    assert said.startswith("Samples whose text may fit no row of 128 pieces: 1 of 4; a run skips them without")
+    assert 0 <= int(said.rpartition("data.pipeline.row_length=")[2].rstrip(".")) - needed < 64
+
+
 def test_a_series_that_stops_a_run_is_named(tmp_path: Path) -> None:
     listed = b'{"parts":[{"type":"sensor","file":"npy","rate_hz":50,"channels":["a"],"units":["g"]}]}'
     two_wide = wrist(2).data

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mmfusion.data.batching import longest_document, row_length_for
 from mmfusion.data.pack.check import check_all, refuse_too_many, write_skipped
 from mmfusion.data.pack.columns import is_language
 from mmfusion.data.pack.draft import Found, Settings, Split
@@ -15,10 +16,9 @@ from mmfusion.data.pack.splits import deal
 from mmfusion.data.pack.summary import tell, tell_skipped
 from mmfusion.data.pack.vocabulary import NAME, default_tokenizer
 from mmfusion.data.pack.write import check_out, draft_folder, write_shards
-from mmfusion.data.shards import ShardEntry
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.progress import tracked
-from mmfusion.types import DataError
+from mmfusion.types import DataError, Sample
 
 SHARE = 0.1  # of the groups, for each split that is made
 
@@ -35,11 +35,12 @@ def pack(
     max_skipped: float = 0.1,
     tokenizer: Path | None = None,
     overwrite: bool = False,
-) -> list[ShardEntry]:
+) -> int | None:
     """Packs `source` into the new folder `out` and prints what it did; the same source gives the same bytes.
 
     `validation` and `test` are shares of the groups in [0, 1); None makes the splits that are missing where the source
-    names none. Raises DataError on a source that cannot be packed; then nothing is left behind.
+    names none. Returns the row length that its texts need to be trained on, None where the usual one does. Raises
+    DataError on a source that cannot be packed; then nothing is left behind.
     """
     source, out, settings = Path(source), Path(out), settings or Settings()
     _check_said(validation or 0, test or 0, shard_mb, max_skipped, settings)
@@ -52,6 +53,7 @@ def pack(
     print(*found.notes, sep="\n", flush=True)
     if not found.total:
         raise DataError(f"{source}: nothing to pack in it; {name} needs {kind.needs}")
+    documents: list[int] = []
     with draft_folder(out) as draft:
         good, skipped = check_all(found.drafts, lambda items: tracked(items, "checking", found.total))
         tell_skipped(skipped)
@@ -62,19 +64,25 @@ def pack(
         splits, notes = deal([item.draft for item in good], digests, shares, kinds)
         print(*_told(found, named, shares), *notes, sep="\n", flush=True)
         written = tracked(range(len(good)), "writing", len(good))
+
+        def measured(samples: Iterable[Sample]) -> Iterator[Sample]:
+            for sample, _ in zip(samples, written, strict=False):
+                documents.append(longest_document(sample, vocabulary))
+                yield sample
+
         entries = write_shards(
             draft,
             good,
             splits,
             source=settings.source or safe(source.resolve().stem),
             shard_bytes=round(shard_mb * 1e6),
-            watch=lambda items: (item for item, _ in zip(items, written, strict=False)),
+            watch=measured,
         )
         shutil.copyfile(vocabulary.path, draft / NAME)
         if skipped:
             write_skipped(draft / "skipped.csv", skipped)
     tell(entries, good)
-    return entries
+    return row_length_for(documents)
 
 
 def _check_said(validation: float, test: float, shard_mb: float, max_skipped: float, settings: Settings) -> None:
