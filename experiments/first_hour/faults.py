@@ -114,8 +114,10 @@ class World:
     """What the cases are about, made once: a run, shards of a table, and a folder for each thing that is wrong."""
 
     def __init__(self, home: Path) -> None:
+        home = home.resolve()  # the cases are run in it
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
+        (home / "data_prep").symlink_to(ROOT / "data_prep")  # commands are typed here, and find the sample here
         own = home / "own"
         for name, text in own_package().items():
             _write(own / name, text)
@@ -157,7 +159,8 @@ class World:
         command = [word.format(**self.names) for word in case.command.split(" ")]
         command = [word for one in command for word in (one.split(" ") if "=" in one and "steps=1" in one else [one])]
         before = self._files()
-        status, told = run_here(command)
+        with contextlib.chdir(self.home):  # a run without a place of its own would be left in its `runs`
+            status, told = run_here(command)
         lines = told.strip().splitlines() or [""]
         if status == 0:
             return "ended well"
