@@ -126,9 +126,6 @@ class _Movable:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
-        return self._map(Tensor.pin_memory)
-
 
 @dataclass(frozen=True)
 class Channels(_Movable):

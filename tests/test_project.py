@@ -24,6 +24,9 @@ LATE = ("training", "evaluation", "api", "report", "cli", "config", "runs", "che
 # Who may not import what; DESIGN: types <- data, models, objectives <- training, evaluation, api <- report, cli.
 _CONFIGURATION = ("hydra", "omegaconf", "wandb")
 _TRAINING = (*_CONFIGURATION, "lightning", "webdataset")
+_LEARNING = tuple(
+    f"mmfusion.{room}" for room in ("models", "objectives", "training", "evaluation", "api", "report", "cli", "plan")
+)
 FORBIDDEN = {
     "data": (*_CONFIGURATION, *(f"mmfusion.{room}" for room in (*LATE, "models", "objectives"))),
     "models": (*_TRAINING, *(f"mmfusion.{room}" for room in (*LATE, "data", "objectives"))),
@@ -31,6 +34,11 @@ FORBIDDEN = {
     "training": ("hydra", "omegaconf", "mmfusion.cli", "mmfusion.report", "mmfusion.evaluation"),
     "evaluation": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.report", "mmfusion.training"),
     "report": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.training"),
+    # what these stand on: none learns or shows
+    "config": ("lightning", "webdataset", "wandb", "mmfusion.data", "mmfusion.runs", "mmfusion.checkpoint", *_LEARNING),
+    "runs": (*_TRAINING, "mmfusion.data", "mmfusion.checkpoint", *_LEARNING),
+    "checkpoint": (*_TRAINING, *_LEARNING),
+    "plan": (*_TRAINING, "mmfusion.evaluation", "mmfusion.api", "mmfusion.report", "mmfusion.cli", "mmfusion.runs"),
 }
 
 
@@ -51,6 +59,11 @@ def test_imports_point_one_way(room: str) -> None:
             continue
         for name in imported(path):
             assert not any(name == no or name.startswith(f"{no}.") for no in FORBIDDEN[room]), f"{path}: {name}"
+
+
+def test_only_one_place_says_how_wide_what_is_printed_is() -> None:
+    makers = {path.name for path in (ROOT / "mmfusion").rglob("*.py") if re.search(r"\bConsole\(", path.read_text())}
+    assert makers == {"console.py", "progress.py"}  # the second draws on stderr
 
 
 def test_the_requirements_file_is_what_the_pins_resolve_to() -> None:

@@ -18,10 +18,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from mmfusion.runs import RunError, comparison, side_by_side, tables
+    from mmfusion.console import console
+    from mmfusion.runs import RunError, comparison, side_by_side
 
     found = comparison.compare([Path(folder) for folder in options.run_folders])
-    side_by_side.show(found, tables.console())
+    side_by_side.show(found, console())
 
     from mmfusion.report.compare import write
 

@@ -60,12 +60,10 @@ def _print(options: argparse.Namespace, config_dir: Path | None) -> None:
 
 
 def _list(group: str | None, config_dir: Path | None) -> None:
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
     from mmfusion import config
+    from mmfusion.console import console
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("group", "", "option", "what it is", *(["in"] if config_dir else [])):
@@ -76,7 +74,7 @@ def _list(group: str | None, config_dir: Path | None) -> None:
         row = ["" if option.group == before else option.group, "*" if option.default else "", option.name, about]
         table.add_row(*row, *([option.tree] if config_dir else []))
         before = option.group
-    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(table)
+    console().print(table)
 
 
 def _schema(file: str, config_dir: Path | None) -> None:

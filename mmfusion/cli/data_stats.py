@@ -27,8 +27,7 @@ def run(options: argparse.Namespace) -> int:
     import json
     import sys
 
-    from rich.console import Console
-
+    from mmfusion.console import console
     from mmfusion.data.pitfalls import pitfalls
     from mmfusion.data.shards import ShardSet, entries_of
     from mmfusion.data.stats import Stats
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**numbers, "shards": len(entries), "bytes": size, "warnings": warnings}, ensure_ascii=False))
     else:
-        Console(width=None if sys.stdout.isatty() else 140).print(data_stats.terminal(numbers, warnings))
+        console().print(data_stats.terminal(numbers, warnings))
     if out is not None:
         address = html.save(out, data_stats.page(title, facts, numbers, warnings))
         print(address, file=sys.stderr if options.json else sys.stdout)

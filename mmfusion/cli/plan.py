@@ -92,12 +92,11 @@ def _budget(options: argparse.Namespace) -> Budget:
 
 
 def _print(found: Budget, told: dict[str, float], gpu_gb: float | None) -> None:
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
 
-    out = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    from mmfusion.console import console
+
+    out = console()
     table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True)
     names = {field.name: field.name.split("_")[0] for field in dataclasses.fields(found.parts[0])}
     for name, heading in names.items():

@@ -23,6 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from mmfusion.console import console
     from mmfusion.runs import choosing, listing, tables, words
 
     root = Path(options.folder)
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     found = choosing.chosen(found, state=options.state, name=options.name, stage=options.stage)
     name = choosing.metric_named(found, options.metric)
     best = choosing.ordered([one for one in found if name in one.values], name)[: options.n]
-    out = tables.console()
+    out = console()
     end = "lowest" if choosing.lower_is_better(name) else "highest"
     out.print(f"{words.printable(name)}, the {end} first", soft_wrap=True)
     out.print(tables.ranked(best, root, name))

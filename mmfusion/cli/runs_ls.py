@@ -30,6 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import json
 
+    from mmfusion.console import console
     from mmfusion.runs import choosing, listing, tables, words
 
     root = Path(options.folder)
@@ -43,6 +44,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps([one.as_json() for one in found], indent=1, allow_nan=False))
         return 0
     metrics = [choosing.metric_named(found, name) for name in options.metric] or tables.key_metrics(found)
-    out = tables.console()
+    out = console()
     out.print(tables.listed(found, root, metrics, out.width) if found else "none of the runs is of that kind")
     return 0

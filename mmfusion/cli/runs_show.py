@@ -15,7 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from mmfusion.console import console
     from mmfusion.runs import listing, tables
 
-    tables.show(listing.read(Path(options.run_folder)), tables.console())
+    tables.show(listing.read(Path(options.run_folder)), console())
     return 0

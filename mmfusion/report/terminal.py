@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-BARS = "▁▂▃▄▅▆▇█"
+from mmfusion.console import console
+from mmfusion.runs.words import sparkline
+
 COLUMNS = 8  # checkpoints that stand beside one another
 
 Row = Mapping[str, Any]
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 
 def show(table: Table, columns: int = 1) -> None:
     """Print a table, as wide as the terminal; wide enough to be read where there is none."""
-    Console(width=None if sys.stdout.isatty() else max(140, 60 + 20 * columns)).print(table)
+    console(max(140, 60 + 20 * columns)).print(table)
 
 
 def metrics(rows: Sequence[Row]) -> Table:
@@ -53,12 +53,6 @@ def along(rows: Sequence[Row]) -> Table:
         curve = sparkline([of_it[name]["value"] for name in names if name in of_it])
         table.add_row(task, metric, curve, *cells, f"{next(iter(of_it.values()))['chance']:.3f}")
     return table
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Values as bars between their lowest and highest; all alike are all low."""
-    low, high = min(values), max(values)
-    return "".join(BARS[round((value - low) / ((high - low) or 1) * (len(BARS) - 1))] for value in values)
 
 
 def _table(*headings: str) -> Table:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +17,6 @@ from mmfusion.runs.status import LIVE
 
 WIDE = 120  # columns of a terminal that everything has room in
 Column = tuple[str, Callable[[Run], str]]
-
-
-def console() -> Console:
-    """As wide as the terminal, or $COLUMNS; a pipe is wide enough for whole rows."""
-    fixed = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 140
-    return Console(width=fixed, markup=False, highlight=False, emoji=False)
 
 
 def table(columns: Sequence[Column], found: Sequence[Run], left: Sequence[str]) -> Table:

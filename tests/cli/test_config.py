@@ -45,6 +45,15 @@ def test_list_shows_groups_with_their_options_and_defaults(capsys: pytest.Captur
     assert "--list callback: no such group; did you mean 'callbacks'?" in capsys.readouterr().err
 
 
+def test_a_list_is_as_wide_as_the_terminal_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for columns in (60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["config", "--list"]) == 0
+        assert columns - 10 < max(map(len, capsys.readouterr().out.splitlines())) <= columns
+
+
 def test_the_schema_is_written_whole_or_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--schema", str(tmp_path / "s.json")]) == 0
     assert "yaml-language-server" in capsys.readouterr().out

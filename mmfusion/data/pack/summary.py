@@ -6,9 +6,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from mmfusion.console import console
 from mmfusion.data.pack.check import Good, Skipped
 from mmfusion.data.shards import ShardEntry
 
@@ -39,7 +39,7 @@ def tell(entries: Sequence[ShardEntry], good: Sequence[Good]) -> None:
         counts = [str(sum(entry.modalities.get(m, 0) for entry in of)) for m in modalities]
         sums = f"{sum(e.hours for e in of):.2f}", f"{sum(e.bytes for e in of) / 1e6:.1f}", str(len(of))
         table.add_row(source, split, str(sum(entry.samples for entry in of)), *counts, *sums)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    console().print(table)
     for what, counts in (
         ("languages", sum((Counter(entry.languages) for entry in entries), Counter[str]())),
         ("labels", Counter(item.draft.labels["label"] for item in good if "label" in item.draft.labels)),
