@@ -94,6 +94,19 @@ def readme_commands() -> list[str]:
     return [command.split("uv run ", 1)[1] for command in commands]
 
 
+def readme_overrides() -> list[str]:
+    """What is typed together in the README's table; what stands in parentheses is typed with what is before them."""
+    table = (ROOT / "README.md").read_text().partition("## Overrides worth knowing")[2].partition("\n    uv run")[0]
+    cells = [line.rsplit("|", 2)[1] for line in table.splitlines() if line.startswith("|")]
+    typed = [found for cell in cells for found in re.findall(r"`([^`]+)`(?: \([^`)]*`([^`]+)`\))?", cell)]
+    return [" ".join(filter(None, spans)) for spans in typed]
+
+
+@pytest.mark.parametrize("typed", readme_overrides())
+def test_every_override_of_the_readme_is_taken(typed: str, one_step_run: Path) -> None:
+    assert main(["config", "--check", *typed.replace("RUN", str(one_step_run)).split()]) == 0
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path) -> dict[str, Path]:
     """What the README's commands name, made small: own files, their shards, a run on them, the quickstart's run."""
