@@ -256,3 +256,22 @@ def test_every_logger_gets_the_same_names_and_the_exhibits_and_no_secret_is_kept
         assert SECRET.encode() not in file.read_bytes(), file
     told = capfd.readouterr()
     assert SECRET not in told.out + told.err
+
+
+@pytest.mark.slow  # the compiler takes minutes
+@pytest.mark.timeout(1800)
+def test_compiled_it_takes_the_same_steps(tmp_path: Path) -> None:
+    for name in ("true", "false"):
+        assert train(tmp_path / name, "steps=2", f"compile={name}") == 0
+    compiled, eager = (read_history(tmp_path / name / "metrics.csv")["train/loss"][1] for name in ("true", "false"))
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    after = weights(tmp_path / "true"), weights(tmp_path / "false")
+    assert after[0].keys() == after[1].keys()
+    assert all(torch.allclose(after[0][name], after[1][name], atol=2e-3) for name in after[1])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_exhibit_is_shown_at_a_validation(tmp_path: Path) -> None:
+    on_it = ["trainer.accelerator=gpu", "callbacks.exhibit.every_n=1", "trainer.val_check_interval=2"]
+    assert train(tmp_path / "run", "steps=2", *on_it) == 0
+    assert list((tmp_path / "run" / "media").glob("step=*/captions.csv"))
