@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread for each of pytest's workers, before torch counts them
+os.environ.pop("COLUMNS", None)  # a worker's, which has no terminal
 
 import pytest
 import tiny_run as tiny

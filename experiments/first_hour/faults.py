@@ -191,8 +191,10 @@ def interrupted_pack(home: Path) -> str | None:
     """Ctrl-C in the middle of a pack, a real process: nothing is left of it."""
     table = own_data.make(home / "source")
     out = home / "packed"
-    process = subprocess.Popen([*PROGRAM, "data", "pack", str(table), str(out)], stderr=subprocess.PIPE, text=True,
-                               stdout=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [*PROGRAM, "data", "pack", str(table), str(out)], stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+    )  # fmt: skip
     while process.poll() is None and not list(home.glob(".packed*/**/*.part")) and not list(home.glob(".packed*/*")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -20,25 +20,38 @@ from mmfusion.types import Batch
 NAMES = {"samples_per_s": "samples_per_sec", "flops_per_s": "flops_per_sec", "peak_share": "mfu"}  # ours: Lightning's
 PHASES = ("data", "forward", "backward", "optimizer", "rest")
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # that products are made in, by precision
+ENOUGH_S = 0.005
 
 
-def matrix_flops(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> float:
-    """FLOP/s that a square matrix product reaches on this device with the threads that torch has; the median of
-    `repeats`, measured once for each number of threads."""
-    return _measured(device, dtype, size, repeats, torch.get_num_threads())
+def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that a square matrix product reaches on this device with the threads that torch has.
+
+    The median of seven, in the least size of a power of two that takes ENOUGH_S, up to 8192: where it is fast a small
+    one measures its launch, where it is slow (bf16 on many a CPU) a large one takes half a minute. Measured once for
+    each number of threads.
+    """
+    return _measured(device, dtype, torch.get_num_threads())
 
 
 @functools.cache
-def _measured(device: torch.device, dtype: torch.dtype, size: int, repeats: int, threads: int) -> float:
+def _measured(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    seconds, size = 0.0, 128
+    while seconds < ENOUGH_S and size < 8192:
+        size *= 2
+        seconds = _product_s(device, dtype, size)
+    return 2 * size**3 / seconds
+
+
+def _product_s(device: torch.device, dtype: torch.dtype, size: int) -> float:
     a, product = torch.ones(2, size, size, device=device, dtype=dtype)
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(8):  # the first is to warm up
         began = time.perf_counter()
         torch.mm(a, a, out=product)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 class Speed(Callback):
