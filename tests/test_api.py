@@ -427,6 +427,7 @@ def test_what_is_read_goes_where_the_weights_are_and_what_is_made_comes_back(
 
     monkeypatch.setattr(there.network, "embed", embed)
     monkeypatch.setattr(api, "generate", generate)
+    # A `meta` tensor holds nothing: that it cannot be copied says that the copy back to the CPU is made.
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
         there.embed(image=picture())
     assert there.generate(image=picture()) == ""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,21 +109,13 @@ def train(
         logger=list(logger.values()),
         default_root_dir=run,
     )
-    every = getattr(fitter, "val_check_interval", None)  # a time has none
-    if isinstance(every, int):
-        fitter.val_check_interval = every * fitter.accumulate_grad_batches  # Lightning counts micro-batches
+    _validate_by_steps(fitter)
     if fitter.world_size > 1:
         raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
     if point:
-        runs.set_history_aside(run, until=runs.step_of(point))
-        for log in logger.values():
-            if isinstance(log, TensorBoardLogger):  # what was logged after the point is logged again
-                log._kwargs["purge_step"] = runs.step_of(point)
+        _forget_after(runs.step_of(point), run, logger.values())
     began = time.monotonic()
-    _fit(fitter, module, data, point)
-    for callback in callbacks.values():
-        if isinstance(callback, StopBetweenSteps):
-            callback.stop_if_asked()
+    _fit(fitter, module, data, point, callbacks.values())
     data.skips.end()
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
@@ -134,8 +126,25 @@ def train(
     _finish(tree, run, module, data, evaluation, step, seconds)
 
 
-def _fit(fitter: pl.Trainer, module: TrainingModule, data: DataModule, point: Path | None) -> None:
-    """Raises KeyboardInterrupt or SIGTERMException where a signal ended it."""
+def _validate_by_steps(fitter: pl.Trainer) -> None:
+    """Lightning counts micro-batches between validations."""
+    every = getattr(fitter, "val_check_interval", None)  # a time has none
+    if isinstance(every, int):
+        fitter.val_check_interval = every * fitter.accumulate_grad_batches
+
+
+def _forget_after(step: int, run: Path, loggers: Iterable[Logger]) -> None:
+    """What was logged after the step is logged again."""
+    runs.set_history_aside(run, until=step)
+    for log in loggers:
+        if isinstance(log, TensorBoardLogger):
+            log._kwargs["purge_step"] = step
+
+
+def _fit(
+    fitter: pl.Trainer, module: TrainingModule, data: DataModule, point: Path | None, callbacks: Iterable[Callback]
+) -> None:
+    """Raises KeyboardInterrupt or SIGTERMException where a signal ended it, or came in its last step."""
     threads = torch.get_num_threads()
     # A core for each worker: two threads that share theirs with the worker wait for one another at every operation.
     torch.set_num_threads(max(1, threads - data.workers))
@@ -147,6 +156,9 @@ def _fit(fitter: pl.Trainer, module: TrainingModule, data: DataModule, point: Pa
         raise KeyboardInterrupt from error
     finally:
         torch.set_num_threads(threads)
+    for callback in callbacks:
+        if isinstance(callback, StopBetweenSteps):
+            callback.stop_if_asked()
 
 
 def choose_weights(fitter: pl.Trainer, module: pl.LightningModule, keep: Literal["last", "best"]) -> int:

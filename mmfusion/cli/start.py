@@ -14,7 +14,7 @@ for_one_verb = False  # set by `main`; a notebook that calls it has objects of i
 def for_good() -> Iterator[None]:
     """Around the imports a verb begins with: what they make stays, so no search for dead objects goes through it.
 
-    Neither while they are imported nor afterwards: a fifth of a start. The first time in a process only, and in one for
+    Neither while they are imported nor afterwards. The first time in a process only, and in one for
     one verb, where there is little else that could stay with them.
     """
     if not for_one_verb or not gc.isenabled() or gc.get_freeze_count():

@@ -131,7 +131,7 @@ class TrainingModule(pl.LightningModule):
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")
 
-        callbacks: Any = getattr(self.trainer, "callbacks")  # noqa: B009  (as above)
+        callbacks: Any = getattr(self.trainer, "callbacks")  # noqa: B009  (Lightning's stub leaves it out)
         watching = [c for c in callbacks if isinstance(c, EarlyStopping) and c.monitor.startswith("val/")]
         if watching and data.validation is None:
             told = f"callbacks: early stopping watches {watching[0].monitor}, and {data.root} has no validation split"

@@ -27,7 +27,7 @@ def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that a square matrix product reaches on this device with the threads that torch has.
 
     The median of seven, in the least size of a power of two that takes ENOUGH_S, up to 8192: where it is fast a small
-    one measures its launch, where it is slow (bf16 on many a CPU) a large one takes half a minute. Measured once for
+    one measures its launch, where it is slow (bf16 on many a CPU) a large one takes long. Measured once for
     each number of threads.
     """
     return _measured(device, dtype, torch.get_num_threads())
