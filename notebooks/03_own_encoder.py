@@ -6,7 +6,6 @@
 # %%
 import importlib
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -99,9 +98,9 @@ data:
 
 # %% [markdown]
 # ## Training
-# `mmfusion train --config-dir my_conf model/image=mine`. Python finds a package that is installed or on `PYTHONPATH`,
-# and one that stands next to `--config-dir`. `debug=one_step` looks whether everything fits; `MMFUSION_STEPS=100` in
-# the environment trains so many steps.
+# `mmfusion train --config-dir my_conf model/image=mine`; `main` is the command. Python finds a package that is
+# installed or on `PYTHONPATH`, and one that stands next to `--config-dir`. `debug=one_step` looks whether everything
+# fits; `MMFUSION_STEPS=100` in the environment trains so many steps.
 
 # %%
 steps = os.environ.get("MMFUSION_STEPS")
@@ -112,10 +111,10 @@ how_long = (
 )
 mine = ["--config-dir", str(home / "my_conf"), "model/image=mine"]
 options = [*mine, *how_long, "evaluation=none", f"paths.run={home / 'run'}"]
-subprocess.run([sys.executable, "-m", "mmfusion.cli.main", "train", *options], check=True)
+assert main(["train", *options]) == 0
 
 # %% [markdown]
-# A misspelt argument is found before any data is opened, in a class of yours as in ours. (`main` is the command.)
+# A misspelt argument is found before any data is opened, in a class of yours as in ours.
 
 # %%
 main(["train", *mine, "model.encoders.image.widht=64"])

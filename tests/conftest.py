@@ -9,8 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread for each of pytest's w
 os.environ.pop("COLUMNS", None)  # a worker's, which has no terminal
 
 import pytest
-import tiny_run as tiny
 from filelock import FileLock
+
+# What a fixture needs is imported in it: one file of tests alone begins at once.
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +32,14 @@ def one_step_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a checkpoint of a tiny model with random weights."""
-    return tiny.save(tmp_path_factory.mktemp("runs") / "tiny")
+    import tiny_run
+
+    return tiny_run.save(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture
 def media_files(tmp_path: Path) -> Path:
     """A folder with a.png, a.wav, and one series as a.npy and a.csv."""
-    return tiny.media(tmp_path)
+    import tiny_run
+
+    return tiny_run.media(tmp_path)

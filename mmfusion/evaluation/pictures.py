@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -60,24 +61,24 @@ class Named:
             tuple(self.names[i] for i in rows),
         )
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         return tuple(sample.key for sample in self.samples)
 
-    @property
+    @cached_property
     def concepts(self) -> tuple[str, ...]:
         """The cluster of each example; a sample without a concept is its own."""
         return tuple(sample.labels.get("concept", sample.key) for sample in self.samples)
 
-    @property
+    @cached_property
     def categories(self) -> tuple[str, ...]:
         return tuple(sample.labels.get("category", "") for sample in self.samples)
 
-    @property
+    @cached_property
     def own(self) -> tuple[str, ...]:
         return tuple(names[0] for names in self.names)
 
-    @property
+    @cached_property
     def candidates(self) -> tuple[str, ...]:
         """Each different name once, in reading order."""
         return tuple(dict.fromkeys(self.own))

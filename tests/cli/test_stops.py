@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,27 +18,18 @@ from safetensors.torch import load_file
 from mmfusion import runs
 from mmfusion.cli.main import main
 from mmfusion.types import DataError
-from tests.cli.trained import SMALL
+from tests.cli.trained import SMALL, as_typed
+from tests.forked import Forked
 
 
-def process(*arguments: str) -> subprocess.Popen[str]:
-    """Training in a process group of its own."""
-    command = [sys.executable, "-m", "mmfusion.cli.main", "train", *arguments]
-
-    def alone() -> None:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=alone)
-
-
-def stopped(training: subprocess.Popen[str], run: Path, after: int, how: signal.Signals) -> tuple[int, str]:
-    """Signal it and its workers once a point of `after` steps or more is there: exit status and its last line."""
+def stopped(arguments: Sequence[str], run: Path, after: int, how: signal.Signals) -> tuple[int, str]:
+    """Signal training and its workers once a point of `after` steps or more is there: exit status and its last line."""
+    training = Forked(as_typed, ["train", *arguments], folder=run.parent)
     while training.poll() is None and all(runs.step_of(p) < after for p in runs.resume_points(run)):
         time.sleep(0.01)
     os.killpg(training.pid, how)
-    _, error = training.communicate(timeout=60)
-    return training.returncode, error.strip().rpartition("\n")[2]
+    status, _, error = training.ended()
+    return status, error.strip().rpartition("\n")[2]
 
 
 @pytest.mark.slow  # three processes that train
@@ -50,8 +39,8 @@ def test_asked_to_stop_twice_and_gone_on_with_it_ends_in_the_same_weights(tmp_pa
     assert main(["train", f"paths.run={tmp_path / 'whole'}", *small]) == 0
     run = tmp_path / "run"
     advice = f"stopped; go on with: mmfusion train resume={run}"
-    assert stopped(process(f"paths.run={run}", *small), run, 2, signal.SIGTERM) == (143, advice)
-    assert stopped(process(f"resume={run}"), run, 12, signal.SIGINT) == (130, advice)
+    assert stopped([f"paths.run={run}", *small], run, 2, signal.SIGTERM) == (143, advice)
+    assert stopped([f"resume={run}"], run, 12, signal.SIGINT) == (130, advice)
     assert main(["train", f"resume={run}"]) == 0
     weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
@@ -64,7 +53,7 @@ def test_killed_with_averages_accumulation_and_validations_it_goes_on_to_the_sam
            "trainer.val_check_interval=6", "trainer.limit_val_batches=1"]  # fmt: skip
     assert main(["train", f"paths.run={tmp_path / 'whole'}", *how]) == 0
     run = tmp_path / "run"
-    assert stopped(process(f"paths.run={run}", *how), run, 8, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stopped([f"paths.run={run}", *how], run, 8, signal.SIGKILL)[0] == -signal.SIGKILL
     assert not (run / "checkpoint").exists()
     assert main(["train", f"resume={run}"]) == 0
     weights = [load_file(folder / "checkpoint" / "model.safetensors") for folder in (run, tmp_path / "whole")]
@@ -170,10 +159,10 @@ def test_stopped_in_the_validation_that_ends_training_it_has_ended_in_order(
 
 
 def test_stopped_before_the_first_step_it_leaves_nothing(tmp_path: Path) -> None:
-    training = process(f"paths.run={tmp_path / 'run'}", *SMALL)
-    assert training.stdout is not None
-    assert training.stdout.readline().startswith("run folder")
-    training.send_signal(signal.SIGINT)
-    _, error = training.communicate(timeout=60)
-    assert (training.returncode, error.strip().splitlines()[-1]) == (130, "stopped before the first step")
+    training = Forked(as_typed, ["train", f"paths.run={tmp_path / 'run'}", *SMALL], folder=tmp_path)
+    while not training.written()[0].startswith("run folder") and training.poll() is None:
+        time.sleep(0.001)
+    os.kill(training.pid, signal.SIGINT)
+    status, _, error = training.ended()
+    assert (status, error.strip().splitlines()[-1]) == (130, "stopped before the first step")
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,8 @@ import pytest
 
 from mmfusion.cli import launch, start
 from mmfusion.cli.main import main
-from tests.cli.trained import SAMPLE, SMALL, fails
+from tests.cli.trained import SAMPLE, SMALL, as_typed, fails
+from tests.forked import Forked
 
 
 def test_one_step_goes_through_everything(one_step_run: Path) -> None:
@@ -139,13 +140,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
 
 
 def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mmfusion.cli.main", "train", "-m", "data.batch_size=4,0", "steps=1", *SMALL[1:]]
-    ended = subprocess.run([*command, f"paths.runs={tmp_path}"], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 2
-    assert "done  " in ended.stdout
-    assert "failed (2)  " in ended.stdout
-    assert "data.batch_size: must be greater than 0, not 0" in ended.stderr
-    (report,) = tmp_path.glob("quickstart/*/*/report.html")
+    arguments = ["train", "-m", "data.batch_size=4,0", "steps=1", *SMALL[1:], f"paths.runs={tmp_path / 'runs'}"]
+    status, out, error = Forked(as_typed, arguments, folder=tmp_path).ended()
+    assert status == 2
+    assert "done  " in out
+    assert "failed (2)  " in out
+    assert "data.batch_size: must be greater than 0, not 0" in error
+    (report,) = tmp_path.glob("runs/quickstart/*/*/report.html")
     command = json.loads((report.parent / "environment.json").read_text())["command"]
     assert command.startswith("mmfusion train -m data.batch_size=4,0 ")
     assert not list(tmp_path.rglob("multirun.yaml"))

@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -44,6 +42,7 @@ from mmfusion.data.stream import Step, read_tar, sample_of
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.data.writer import describe_shard, write_manifest
 from mmfusion.types import Batch, DataError, Sample
+from tests.forked import Forked
 
 AUGMENT = Augment(image=AugmentImage(), audio=AugmentAudio(crop_s=0.2), sensor=AugmentSensor(window_s=2.0))
 
@@ -331,22 +330,16 @@ def test_a_run_is_measured_in_steps_and_batches_must_divide(mixed: Path, tokeniz
         fit(module(mixed, tokenizer_path), Reader(), 2, accumulate_grad_batches=5)
 
 
-KILLED = """
-import sys
-sys.path[:0] = [{tests!r}]
-from pathlib import Path
-from test_stream import Reader, fit, module
-fit(module(Path({root!r}), Path({tokenizer!r}), workers=1), Reader(Path({log!r}), 3), 6, folder=Path({folder!r}))
-"""
+def read_and_die(root: Path, tokenizer: Path, log: Path, folder: Path) -> None:
+    fit(module(root, tokenizer, workers=1), Reader(log, kill_at=3), 6, folder=folder)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_killed_and_resumed_it_meets_every_step_once(mixed: Path, tokenizer_path: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of step 3, then on from the last checkpoint: the same keys as without it."""
-    log, folder, tests = tmp_path / "log", tmp_path / "points", str(Path(__file__).parent)
-    code = KILLED.format(tests=tests, root=str(mixed), tokenizer=str(tokenizer_path), log=str(log), folder=str(folder))
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    log, folder = tmp_path / "log", tmp_path / "points"
+    status, _, error = Forked(read_and_die, mixed, tokenizer_path, log, folder, folder=tmp_path).ended()
+    assert status == -signal.SIGKILL, error
     point = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     assert "step=3" in point.name
     fit(module(mixed, tokenizer_path), Reader(log), 6, ckpt=point)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,45 +17,47 @@ from mmfusion import runs
 from mmfusion.cli.main import main
 from mmfusion.runs import status
 from mmfusion.runs.status import Status, read_status
+from tests.forked import Forked
 from tests.runs.tiny_runs import make
 
 SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.limit_val_batches=1"]
 
 
-TWICE = "import sys; from mmfusion.cli.main import main; main(sys.argv[2:]); main(['train', 'resume=' + sys.argv[1]])"
+def train_twice(run: Path, arguments: list[str]) -> None:
+    main(["train", f"paths.run={run}", *arguments])
+    main(["train", f"resume={run}"])
 
 
-def wait_for_a_step(training: subprocess.Popen[str], run: Path, beyond: int) -> Status:
+def wait_for_a_step(training: Forked, run: Path, beyond: int) -> Status:
     while training.poll() is None:
         if (run / "status.json").exists() and (found := read_status(run)).step > beyond:
             return found
         time.sleep(0.02)
-    raise AssertionError(training.communicate()[1])
+    raise AssertionError(training.written())
 
 
 def test_a_process_that_trains_is_running_stopped_and_killed(tmp_path: Path) -> None:
     """A real process: SIGTERM, then, after the run went on, kill -9."""
     run = tmp_path / "run"
     often = ["callbacks.heartbeat.every_s=0", "callbacks.resume.every_n_train_steps=50"]
-    command = [sys.executable, "-c", TWICE, str(run), "train", f"paths.run={run}", "steps=1000", *SMALL, *often]
-    training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    training = Forked(train_twice, run, ["steps=1000", *SMALL, *often], folder=tmp_path)
     found = wait_for_a_step(training, run, beyond=0)
     assert (found.state, found.pid, found.steps) == ("running", training.pid, 1000)
     assert found.step_s
     with pytest.raises(runs.RunError, match=rf"is running \(process {training.pid} on .*\); wait for it, or stop it"):
         runs.refuse_running(run)
-    training.send_signal(signal.SIGTERM)
+    os.kill(training.pid, signal.SIGTERM)
     while (stopped := read_status(run)).state == "running":
         time.sleep(0.001)
     assert (stopped.state, stopped.message) == ("stopped", None)
     assert stopped.step == runs.step_of(runs.resume_points(run)[0])
     went_on = wait_for_a_step(training, run, beyond=stopped.step)
     assert (went_on.state, went_on.spent_s) == ("running", pytest.approx(stopped.seconds))
-    training.kill()
+    os.kill(training.pid, signal.SIGKILL)
     while read_status(run).state == "running":  # a zombie, until its parent looks
         time.sleep(0.001)
     assert read_status(run).state == "killed"
-    training.communicate()
+    assert training.ended()[0] == -signal.SIGKILL
     assert read_status(run).state == "killed"
 
 
