@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from tiny_multimodal import (
 from tiny_multimodal import dummy as dummy_of
 from torch import Tensor, nn
 
+from mmfusion.models.encoders import image as image_encoder
 from mmfusion.models.encoders.audio import AudioEncoder
 from mmfusion.models.encoders.image import ImageEncoder
 from mmfusion.models.encoders.sensor import SensorEncoder
@@ -252,3 +255,14 @@ def test_a_sensor_part_without_description_is_refused():
     encoder, parts, _ = sensor()
     with pytest.raises(ValueError, match="description"):
         encoder(dataclasses.replace(parts, description=None))
+
+
+def test_timm_is_told_that_there_is_no_wandb_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with image_encoder._without_wandb(), pytest.raises(ImportError):
+        import wandb  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    assert "wandb" not in sys.modules
+    known = ModuleType("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", known)
+    with image_encoder._without_wandb():
+        assert sys.modules["wandb"] is known

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, cast
 
 import torch
 from annotated_types import Ge, Gt
-from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import Tensor, nn
 
 from mmfusion.models.layers import Merge
 from mmfusion.types import Modality, Patches, Tokens
+
+
+@contextmanager
+def _without_wandb() -> Iterator[None]:
+    """timm imports wandb, for a log that is not used here, and that takes half as long as timm itself."""
+    hidden = "wandb" not in sys.modules
+    if hidden:
+        sys.modules["wandb"] = None  # pyright: ignore[reportArgumentType]  (so Python is told that there is none)
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+
+
+with _without_wandb():
+    from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
 
 class ImageEncoder(nn.Module):
