@@ -260,7 +260,7 @@ def test_a_sensor_part_without_description_is_refused():
 def test_timm_is_told_that_there_is_no_wandb_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with image_encoder._without_wandb(), pytest.raises(ImportError):
-        import wandb  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import wandb  # noqa: F401
     assert "wandb" not in sys.modules
     known = ModuleType("wandb")
     monkeypatch.setitem(sys.modules, "wandb", known)
