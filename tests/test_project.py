@@ -155,6 +155,8 @@ def test_every_command_of_the_readme_runs(
         words = [word for word in words if not word.startswith(("paths.run=", "steps="))]
         words += ["evaluation=none", "data.workers=0", "data.batch_size=16", f"paths.run={tmp_path / 'run'}"]
         words += [] if "debug=one_step" in words else ["debug=one_step"]
+    if words[0] == "plan":
+        words = ["plan", "model=tiny"]
     if words[0] == "runs":
         words = ["runs", "ls"] if len(words) == 1 else words
         words += [] if words[1] == "show" else [str(home["runs"])]

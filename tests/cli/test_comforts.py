@@ -22,7 +22,8 @@ SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.log_
 
 
 def train(run: Path, *overrides: str) -> int:
-    return main(["train", f"paths.run={run}", *SMALL, *overrides])
+    """Without measuring speed, which takes as long as a few such steps."""
+    return main(["train", f"paths.run={run}", *SMALL, "~callbacks.speed", *overrides])
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -232,7 +233,8 @@ def test_every_logger_gets_the_same_names_and_the_exhibits_and_no_secret_is_kept
     loud = ["logger=[csv,tensorboard,wandb]", "callbacks.exhibit.every_n=1", "trainer.val_check_interval=2",
             "logger.wandb.notes=${oc.env:MY_KEY}"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["mmfusion", "train", "logger.wandb.api_key=" + SECRET, *loud])
-    assert train(run, "steps=2", *[o for o in loud if "notes" not in o]) == 0
+    given = [f"paths.run={run}", *SMALL, "steps=2", *(o for o in loud if "notes" not in o)]
+    assert main(["train", *given]) == 0
 
     history = read_history(run / "metrics.csv")
     events: Any = EventAccumulator(str(run / "tensorboard"))

@@ -20,7 +20,7 @@ from mmfusion.runs.status import Status, read_status
 from tests.forked import Forked
 from tests.runs.tiny_runs import make
 
-SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.limit_val_batches=1"]
+SMALL = ["data.batch_size=8", "data.workers=0", "evaluation=none", "trainer.limit_val_batches=1", "~callbacks.speed"]
 
 
 def train_twice(run: Path, arguments: list[str]) -> None:
