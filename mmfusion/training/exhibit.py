@@ -22,8 +22,9 @@ from mmfusion import api, runs
 from mmfusion.data.datamodule import datamodule_of
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.pipeline import Pipeline, chosen_text
-from mmfusion.data.series import array_of, times_of
+from mmfusion.data.series import array_of
 from mmfusion.data.shards import ShardSet
+from mmfusion.training.series_plot import plot
 from mmfusion.types import Part, Sample, SkipSample
 
 COLUMNS = ("key", "source", "type", "file", "text", "said")
@@ -158,16 +159,4 @@ def picture_of(part: Part) -> np.ndarray:
     """A decoded picture as it is, a series as a plot, uint8 [height, width, 3]."""
     if part.type != "sensor":
         return array_of(part)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 2.5), layout="constrained")
-    axes = figure.subplots()
-    for channel, values in zip(part.channels, array_of(part).T, strict=True):
-        axes.plot(times_of(part), values, linewidth=0.8, label=channel)
-    axes.set_xlabel("s")
-    axes.set_ylabel(", ".join(dict.fromkeys(part.units)))
-    axes.legend(fontsize="x-small", ncols=3)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return plot(part)
