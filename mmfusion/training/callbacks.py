@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -11,12 +12,15 @@ from types import FrameType
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
+import numpy as np
 from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Callback, LearningRateFinder, ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 from torch.optim import Optimizer
 
 from mmfusion import runs
+from mmfusion.training import plot
 
 
 class PlainProgress(ProgressBar):
@@ -110,8 +114,12 @@ class FindLearningRate(LearningRateFinder):
                 points = zip(found.results["lr"], found.results["loss"], strict=False)  # stopped early: a rate more
                 lines = [f"{lr:.6g},{loss:.6g}" for lr, loss in points]
                 runs.write(folder / "lr_find.csv", "\n".join(["lr,loss", *lines, ""]))
-                figure: Any = found.plot(suggest=suggestion is not None)
-                figure.savefig(folder / "lr_find.png", dpi=150)
+                rates, losses = (np.array(found.results[name][: len(lines)]) for name in ("lr", "loss"))
+                drawn = plot.lines(
+                    np.log10(rates), losses[:, None], names=["loss over the learning rate"], unit="",
+                    ends=(f"{rates[0]:.0e}", f"{rates[-1]:.0e}"), mark=suggestion and math.log10(suggestion),
+                )  # fmt: skip
+                Image.fromarray(drawn).save(folder / "lr_find.png")
                 print(f"suggested  optim.lr={suggestion:.2g}  ({folder / 'lr_find.png'})" if suggestion else
                       "no rate stands out; see lr_find.csv", flush=True)  # fmt: skip
 

@@ -24,7 +24,7 @@ from mmfusion.data.decode import decode_sample
 from mmfusion.data.pipeline import Pipeline, chosen_text
 from mmfusion.data.series import array_of
 from mmfusion.data.shards import ShardSet
-from mmfusion.training.series_plot import plot
+from mmfusion.training import plot
 from mmfusion.types import Part, Sample, SkipSample
 
 COLUMNS = ("key", "source", "type", "file", "text", "said")
@@ -157,6 +157,4 @@ def _to_files(folder: Path, pieces: list[Piece]) -> None:
 
 def picture_of(part: Part) -> np.ndarray:
     """A decoded picture as it is, a series as a plot, uint8 [height, width, 3]."""
-    if part.type != "sensor":
-        return array_of(part)
-    return plot(part)
+    return plot.series(part) if part.type == "sensor" else array_of(part)

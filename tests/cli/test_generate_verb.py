@@ -53,7 +53,7 @@ WITHOUT_LIGHTNING = """
 import sys
 from mmfusion.cli.main import main
 status = main()
-sys.exit(status or [name for name in sys.modules if "lightning" in name])
+sys.exit(status or " ".join(name for name in sys.modules if "lightning" in name) or 0)
 """
 
 
