@@ -14,6 +14,14 @@ from filelock import FileLock
 # What a fixture needs is imported in it: one file of tests alone begins at once.
 
 
+LONGEST = ("test_project.py", "test_comforts.py", "test_options.py", "test_stops.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def one_step_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder as `mmfusion train debug=one_step` leaves it, evaluated and reported."""
