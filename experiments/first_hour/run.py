@@ -110,7 +110,7 @@ def start(work: Path, times: int) -> Rows:
     return [
         row("H5.step", "start to first step of the quickstart, warm, median", statistics.median(first[1:]), "s",
             n=times, must="<= 10", beside={"matrix GFLOP/s": matrix_gflops(), "slowest": max(first[1:]),
-                    "of it torch, Lightning and timm": statistics.median(bare[1:])}),
+                    "torch, Lightning and timm alone": statistics.median(bare[1:])}),
         row("H5.help", "mmfusion --help, median", statistics.median(help[1:]), "s", n=times, must="<= 0.5"),
     ]  # fmt: skip
 
