@@ -1,4 +1,4 @@
-"""Sounds as Opus in Ogg, 16 kHz mono, the same bytes every time."""
+"""Sounds as Opus in Ogg, 16 kHz mono; on one kind of processor, for which libopus is optimised, the same bytes."""
 
 from __future__ import annotations
 

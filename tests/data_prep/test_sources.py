@@ -10,6 +10,7 @@ import os
 import pickle
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from data_prep import cldr, emoji, seglearn, tux_stamps
 from data_prep.common import SAMPLE, Account, Packages, fold, fraction, members, run, slug
 from data_prep.pictures import is_visible, small_png
 from data_prep.sounds import RATE_HZ, SERIAL, encode_opus, is_clipped, read_mono
+from mmfusion.data.index import ShardIndex
 from mmfusion.data.media import ogg_crc
-from mmfusion.data.shards import read_manifest
+from mmfusion.data.shards import MANIFEST, read_manifest
 from mmfusion.types import Part
 
 
@@ -364,4 +366,21 @@ def test_the_committed_sample_is_what_the_scripts_build(tmp_path: Path) -> None:
         pytest.skip(str(error))  # names the package that is neither in the cache nor to be fetched here
     built, committed = contents(tmp_path), contents(SAMPLE)
     assert sorted(built) == sorted(committed)
-    assert [name for name in built if built[name] != committed[name]] == []
+    differing = [name for name in built if built[name] != committed[name]]
+    shards = [name for name in differing if name.endswith(".tar")]
+    assert set(differing) <= {MANIFEST, *shards}
+    for name in shards:
+        assert_same_but_for_opus(tmp_path / name, SAMPLE / name)
+
+
+def assert_same_but_for_opus(one: Path, other: Path) -> None:
+    """libopus does not compute alike on all processors: its clips may have other bytes, and then sound the same."""
+    ours, theirs = ShardIndex(one), ShardIndex(other)
+    assert len(ours) == len(theirs)
+    for mine, its in ((ours.read(i), theirs.read(i)) for i in range(len(ours))):
+        assert replace(mine, url="") == replace(its, url="")
+        for part, twin in zip(mine.parts, its.parts, strict=True):
+            if part.data != twin.data:
+                assert part.type == "audio", mine.key
+                sounds = [read_mono(clip.data) for clip in (part, twin) if isinstance(clip.data, bytes)]
+                assert np.corrcoef(*sounds)[0, 1] > 0.99, mine.key
