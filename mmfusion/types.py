@@ -99,6 +99,11 @@ class Sample:
         """The parts, or those of the prompt and of every answer, in reading order."""
         return self.parts + self.prompt + tuple(part for answer in self.answers for part in answer.parts)
 
+    @property
+    def is_conversation(self) -> bool:
+        """Whether its parts are turns: then its texts are questions and answers, and none stands for the sample."""
+        return any(part.role for part in self.parts)
+
     def of(self, modality: Modality) -> tuple[Part, ...]:
         """The parts of one modality, in reading order."""
         return tuple(part for part in self.parts if part.type == modality)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfusion.data.batching import lay_out
+from mmfusion.data.batching import lay_out, single
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.format import dump_sample
 from mmfusion.data.order import Order, global_batch, stripe
@@ -86,7 +86,8 @@ for text in ("a red fox", "une oie à tête barrée", "лиса", "キツネ", "
 
 # %%
 answer = tokenizer.encode("a fox")
-ids, labels = lay_out(tokenizer, [("image", 3)], tokenizer.encode("en"), answer)
+document = single([0], tokenizer.encode("en"), answer)  # shows part 0, which fills the slots 0, 1 and 2
+ids, labels, _ = lay_out(tokenizer, document, {0: ("image", range(3))})
 for i, label in zip(ids, labels, strict=True):
     print(
         f"{i:>6} {tokenizer.decode([i])!r:<8}",

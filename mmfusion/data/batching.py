@@ -1,10 +1,12 @@
 """Samples cut into patches, to a Batch: parts sorted and padded, documents laid out and packed into rows.
 
-A document is, from left to right,
+A document is a conversation; a caption is one of a single turn. From left to right, for each turn,
 
-    <|begin|>  its parts' placeholders, one a token  the prompt's pieces  <|assistant|>  the answer's pieces  <|end|>
+    <|begin|>  what is asked  <|assistant|>  the answer's pieces  <|end|>
 
-and a loss is read on the answer and the end alone: `labels` at a place is what the next place must say.
+where all turns but the first have <|user|> in the place of <|begin|>, and what is asked is any sequence of pieces and
+of parts, a placeholder for each of a part's tokens. A loss is read on the answers and their ends alone: `labels` at a
+place is what the next place must say.
 """
 
 from __future__ import annotations
@@ -28,15 +30,32 @@ _RARE = 0.005  # of the samples may be too long: half of what `data.max_skipped_
 
 
 @dataclass(frozen=True)
-class Document:
-    """What the decoder reads and says about a sample: numbers into `Prepared.parts`, and piece ids.
+class Turn:
+    """A question and its answer, left open for the decoder to go on where there is none.
 
-    Without an answer it is a prompt, left open for the decoder to go on.
+    `asked` are numbers into `Prepared.parts` and, in tuples, piece ids; `answer` are piece ids.
     """
 
-    parts: tuple[int, ...]
-    prompt: tuple[int, ...]
+    asked: tuple[int | tuple[int, ...], ...]
     answer: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Document:
+    """What the decoder reads and says about a sample. Only the last turn may be open."""
+
+    turns: tuple[Turn, ...]
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The numbers of all parts that it shows, in order."""
+        return tuple(item for turn in self.turns for item in turn.asked if isinstance(item, int))
+
+
+def single(parts: Sequence[int], prompt: Sequence[int], answer: Sequence[int] | None) -> Document:
+    """The document of one turn that shows `parts` and then asks `prompt`."""
+    asked = (*parts, tuple(prompt)) if prompt else tuple(parts)
+    return Document((Turn(asked, None if answer is None else tuple(answer)),))
 
 
 @dataclass(frozen=True)
@@ -52,36 +71,54 @@ class Prepared:
 
 
 def lay_out(
-    tokenizer: Tokenizer, media: Sequence[tuple[Modality, int]], prompt: Sequence[int], answer: Sequence[int] | None
-) -> tuple[list[int], list[int]]:
-    """(ids, labels) of a document with `media`, each a modality and its number of tokens; the one place that knows how.
+    tokenizer: Tokenizer, document: Document, tokens: Mapping[int, tuple[Modality, Sequence[int]]]
+) -> tuple[list[int], list[int], list[int]]:
+    """(ids, labels, slot) of a document, as in `Rows`; the one place that knows how.
 
-    labels are shifted: what the next place must say, IGNORE before the answer and at the end.
+    `tokens` has the modality and the slots of each part that is shown. labels are shifted: what the next place must
+    say, IGNORE wherever that is not the assistant's.
     """
-    ids = [tokenizer.begin]
-    for modality, count in media:
-        ids += [tokenizer.placeholder(modality)] * count
-    ids += [*prompt, tokenizer.assistant]
-    if answer is None:
-        return ids, [IGNORE] * len(ids)
-    said = [*answer, tokenizer.end]
-    return ids + said, [IGNORE] * (len(ids) - 1) + said + [IGNORE]
+    ids: list[int] = []
+    said: list[bool] = []  # by the assistant
+    slot: list[int] = []
+
+    def put(pieces: Sequence[int], by_assistant: bool = False, slots: Sequence[int] | None = None) -> None:
+        ids.extend(pieces)
+        said.extend([by_assistant] * len(pieces))
+        slot.extend([-1] * len(pieces) if slots is None else slots)
+
+    for number, turn in enumerate(document.turns):
+        put([tokenizer.user if number else tokenizer.begin])
+        for item in turn.asked:
+            if isinstance(item, int):
+                modality, slots = tokens[item]
+                put([tokenizer.placeholder(modality)] * len(slots), slots=slots)
+            else:
+                put(item)
+        put([tokenizer.assistant])
+        if turn.answer is not None:
+            put([*turn.answer, tokenizer.end], by_assistant=True)
+    following = zip(ids[1:], said[1:], strict=True)
+    return ids, [piece if by_assistant else IGNORE for piece, by_assistant in following] + [IGNORE], slot
 
 
-def document_length(document: Document, parts: Sequence[tuple[Modality, PartPatches]], merge: Mapping[str, int]) -> int:
-    """How many pieces `lay_out` will make of it."""
-    tokens = sum(parts[i][1].tokens(merge[parts[i][0]]) for i in document.parts)
-    said = 0 if document.answer is None else len(document.answer) + 1
-    return 2 + tokens + len(document.prompt) + said
+def document_length(document: Document, tokens: Mapping[int, int]) -> int:
+    """How many pieces `lay_out` will make of a document; `tokens` has the number of each part's."""
+    asked = sum(tokens[item] if isinstance(item, int) else len(item) for turn in document.turns for item in turn.asked)
+    return asked + sum(2 + (0 if turn.answer is None else len(turn.answer) + 1) for turn in document.turns)
 
 
 def longest_document(sample: Sample, tokenizer: Tokenizer) -> int:
-    """Pieces of the longest document that training makes of a sample: one part of each kind, the longest of its texts.
+    """Pieces of the longest document that training makes of a sample: one part of each kind, the longest of its texts;
+    of a conversation all parts and texts.
 
     An upper bound: parts may be cut into fewer tokens, and a transcript stands beside its clip alone.
     """
-    kinds = {part.type for part in sample.all_parts}
-    tokens = sum(count for modality, count in TOKENS.items() if modality in kinds)
+    kinds = [part.type for part in sample.all_parts]
+    if sample.is_conversation:
+        texts = sum(len(tokenizer.encode(part.text)) + 3 for part in sample.parts if part.type == "text" and part.text)
+        return texts + sum(TOKENS.get(kind, 0) for kind in kinds)
+    tokens = sum(TOKENS.get(kind, 0) for kind in set(kinds))
     said = [
         len(tokenizer.encode(part.lang or "")) + len(tokenizer.encode(part.text))
         for part in sample.all_parts
@@ -157,14 +194,12 @@ class Collate:
         laid: list[tuple[list[int], list[int], list[int]]] = []
         for owner, sample in enumerate(prepared):
             for document in sample.documents:
-                filled: list[tuple[Modality, int, int]] = [
-                    (sample.parts[i][0], *slots[owner, i]) for i in document.parts
-                ]
-                media: list[tuple[Modality, int]] = [(name, count) for name, _, count in filled]
-                ids, labels = lay_out(self.tokenizer, media, document.prompt, document.answer)
-                slot = [-1, *(s for _, first, count in filled for s in range(first, first + count))]
+                shown: dict[int, tuple[Modality, Sequence[int]]] = {}
+                for i in document.parts:
+                    first, count = slots[owner, i]
+                    shown[i] = sample.parts[i][0], range(first, first + count)
                 owners.append(owner)
-                laid.append((ids, labels, slot + [-1] * (len(ids) - len(slot))))
+                laid.append(lay_out(self.tokenizer, document, shown))
         lengths = np.array([len(ids) for ids, _, _ in laid], dtype=np.int64)
         places = np.array(pack(lengths.tolist(), self.row_length), dtype=np.int64).reshape(-1, 2)
         position = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)

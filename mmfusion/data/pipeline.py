@@ -12,13 +12,14 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from mmfusion.data.batching import TOO_LONG, Collate, Document, Prepared, document_length
+from mmfusion.data.batching import TOO_LONG, Collate, Document, Prepared, Turn, document_length, single
 from mmfusion.data.order import stable_hash
 from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
 
 Documents = Literal["drawn", "all", "none", "open"]
+UNANSWERED = "no answer fits in data.pipeline.row_length"  # the reason for which a conversation costs its sample
 
 
 def concept_of(sample: Sample, position: int) -> int:
@@ -35,7 +36,9 @@ def _concept(label: str) -> int:
 
 
 def chosen_text(sample: Sample) -> Part | None:
-    """The text that stands for a sample: its English one, else its first."""
+    """The text that stands for a sample: its English one, else its first; None in a conversation."""
+    if sample.is_conversation:
+        return None
     texts = sample.of("text")
     return next((part for part in texts if part.lang == "en"), texts[0] if texts else None)
 
@@ -96,7 +99,8 @@ class Pipeline:
         """A decoded sample ready for a batch. Raises SkipSample if a part cannot be cut or a document fits no row.
 
         Its document is drawn from `seed`, or is about all parts, or there is none. An open one, about all parts too,
-        holds the `language` to answer in (`fr`) and the `prompt`, any text, and no answer.
+        holds the `language` to answer in (`fr`) and the `prompt`, any text, and no answer. A conversation is one
+        document, however it is asked for; of it an open one leaves the last turn's answer out.
         """
         if (language or prompt) and documents != "open":
             raise ValueError(f"a language or prompt is for open documents, not for {documents!r} ones")
@@ -107,22 +111,63 @@ class Pipeline:
                 raise SkipSample("values beyond all measure", f"key {sample.key!r}: {modality} is not finite when cut")
         text = chosen_text(sample)
         ids = self.tokenizer.encode(text.text) if text is not None and text.text else []
+        tokens = {i: part.tokens(self._merge[modality]) for i, (modality, part) in enumerate(parts)}
         if self.text is not None and ids:
             parts.append(("text", self.text.of_ids(ids[: self.text.max_pieces])))
-        if documents == "open":
-            asked = self._language(language) + tuple(self.tokenizer.encode(prompt or ""))
-            made = (Document(tuple(range(len(media))), asked, None),)
-        elif documents == "none":
+        asked = self._language(language) + tuple(self.tokenizer.encode(prompt or ""))
+        if documents == "none":
             made = ()
+        elif sample.is_conversation:
+            made = (self._conversation(sample, tokens, asked, is_open=documents == "open"),)
+        elif documents == "open":
+            made = (single(range(len(media)), asked, None),)
         else:
             drawn = random.Random(f"document {seed}") if documents == "drawn" else None
             made = self._documents(media, text, ids, drawn)
         for document in made:
-            length = document_length(document, parts, self._merge)
+            length = document_length(document, tokens)
             if length > self.row_length:
                 raise SkipSample(TOO_LONG, f"key {sample.key!r}: {length} pieces, rows have {self.row_length}")
         source = sample.source or PurePath(sample.url).stem
         return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made, source)
+
+    def _conversation(
+        self, sample: Sample, tokens: Mapping[int, int], asked: tuple[int, ...], *, is_open: bool
+    ) -> Document:
+        """Its turns in order: what the user shows and asks up to each answer, which is text.
+
+        Where they do not all fit, whole turns are left off from the end on, so that no part and no answer is cut;
+        raises SkipSample where none is left. A question that stands last without an answer is left out, but of an open
+        conversation: that ends with its last question, to which `asked` is added.
+        """
+        turns: list[Turn] = []
+        question: list[int | tuple[int, ...]] = []
+        answer: list[int] = []
+        number = 0
+        for part in sample.parts:
+            by_assistant = part.role == "assistant"
+            if by_assistant and part.type != "text":
+                raise SkipSample(
+                    "assistant's part is no text", f"key {sample.key!r}: a {part.type} cannot be said; give it no role"
+                )
+            if answer and not by_assistant:
+                turns.append(Turn(tuple(question), tuple(answer)))
+                question, answer = [], []
+            if part.type == "text":
+                pieces = self.tokenizer.encode(part.text or "")
+                answer.extend(pieces) if by_assistant else question.append(tuple(pieces))
+            else:
+                question.append(number)
+                number += 1
+        if is_open:  # an answer that stands last is the one to be found again
+            turns.append(Turn((*question, *([asked] if asked else ())), None))
+        elif answer:
+            turns.append(Turn(tuple(question), tuple(answer)))
+        while not is_open and turns and document_length(Document(tuple(turns)), tokens) > self.row_length:
+            turns.pop()
+        if not turns:
+            raise SkipSample(UNANSWERED, f"key {sample.key!r}: rows have {self.row_length} pieces")
+        return Document(tuple(turns))
 
     def _documents(
         self, media: Sequence[Part], text: Part | None, ids: Sequence[int], rng: random.Random | None
@@ -142,7 +187,7 @@ class Pipeline:
             answer, language = self.tokenizer.encode(said), media[chosen[0]].lang
         if not answer:
             return ()
-        return (Document(chosen, self._language(language), tuple(answer)),)
+        return (single(chosen, self._language(language), answer),)
 
     def _language(self, language: str | None) -> tuple[int, ...]:
         """A language as the prompt's pieces; none without one."""

@@ -16,7 +16,7 @@ class Select:
     """At most `image`, `audio` and `sensor` parts of each kind, at random, and one text.
 
     The text is the English one with probability `english` where there is one, else any of the others, all alike. A clip
-    keeps its own transcript, whatever text was chosen. Parts stay in reading order.
+    keeps its own transcript, whatever text was chosen. Parts stay in reading order. A conversation stays whole.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class Select:
         self.most: dict[Modality, int] = {"image": image, "audio": audio, "sensor": sensor}
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
+        if sample.is_conversation:
+            return sample
         rng = random.Random(f"select {seed}")
         kept: set[int] = set()
         by_type: dict[Modality, list[int]] = {}

@@ -116,7 +116,7 @@ class Stats:
     def _describe(self, sample: Sample, split: str) -> None:
         if sample.prompt:
             self.tables["kinds"]["preference"] += 1
-        elif any(part.role for part in sample.parts):
+        elif sample.is_conversation:
             self.tables["kinds"]["conversation"] += 1
         self.tables["licences"][sample.licence or UNKNOWN] += 1
         for name, value in sample.labels.items():

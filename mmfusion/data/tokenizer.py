@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
     pad: int
     begin: int
     end: int
+    user: int
     assistant: int
 
     def encode(self, text: str) -> list[int]:
@@ -73,7 +74,8 @@ class SentencePieceTokenizer:
         self._reserved = tuple(ids)
         self._skipped = frozenset(ids)
         by_name = dict(zip(_NAMED, ids, strict=False))
-        self.pad, self.begin, self.end, self.assistant = (by_name[n] for n in ("pad", "begin", "end", "assistant"))
+        self.pad, self.begin, self.end = by_name["pad"], by_name["begin"], by_name["end"]
+        self.user, self.assistant = by_name["user"], by_name["assistant"]
         self._placeholders: dict[str, int] = {name: by_name[name] for name in ("image", "audio", "sensor", "video")}
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise DataError(

@@ -58,5 +58,120 @@ def captioning_loss(hidden: Tensor, unembedding: Tensor, labels: Tensor, label_s
     return F.cross_entropy(logits, labels[labelled], reduction="none", label_smoothing=label_smoothing)
 
 
+def answer_log_probability(
+    hidden: Tensor, unembedding: Tensor, labels: Tensor, document: Tensor, documents: int
+) -> tuple[Tensor, Tensor]:
+    """log p(answer | what stands before it) of each document in nats, and its labelled pieces, [K] and [K].
+
+        log p_k = Σ_{i in k} log softmax(h_i Wᵀ)[y_i]
+
+    As in `captioning_loss`, and document[R, L], of the K `documents` that each place belongs to.
+    """
+    each = -captioning_loss(hidden, unembedding, labels)
+    of = document[labels != IGNORE]
+    return each.new_zeros(documents).index_add(0, of, each), torch.bincount(of, minlength=documents)
+
+
+# Losses of pairs. policy, reference and length [n, 2] are the log-probabilities that the model and the reference give
+# two answers to one prompt, and their pieces; the chosen answer stands first. All give [n].
+
+
+def dpo(
+    policy: Tensor,
+    reference: Tensor,
+    length: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    per_piece: bool = False,
+) -> Tensor:
+    """Direct preference optimization (Rafailov et al. 2305.18290, equation 7).
+
+        h = β (log π(c)/π_ref(c) - log π(r)/π_ref(r)),   loss = -(1-ε) log sigmoid(h) - ε log sigmoid(-h)
+
+    `label_smoothing` ε is the share of pairs that are thought to be the wrong way round (cDPO; Mitchell 2023, "A note
+    on DPO with noisy preferences"). `per_piece` divides each answer's log-ratio by its length, so that longer answers
+    gain nothing by it (Meng et al. 2405.14734, section 2; Lambert et al. 2411.15124, section 5).
+    """
+    ratio = policy - reference
+    if per_piece:
+        ratio = ratio / length
+    h = beta * (ratio[:, 0] - ratio[:, 1])
+    return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+
+
+def ipo(policy: Tensor, reference: Tensor, length: Tensor, *, beta: float = 0.1) -> Tensor:
+    """Identity preference optimization (Azar et al. 2310.12036, equation 17) of log-ratios per piece.
+
+    (log π(c)/π_ref(c) / |c| - log π(r)/π_ref(r) / |r| - 1/(2β))²
+    """
+    ratio = (policy - reference) / length
+    return (ratio[:, 0] - ratio[:, 1] - 1 / (2 * beta)) ** 2
+
+
+def bradley_terry(rewards: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(r_c - r_r - m) of rewards[n, 2], the chosen answer's first: a reward model's loss.
+
+    Bradley and Terry 1952, as Ouyang et al. 2203.02155, equation 1, have it; the margin m as Touvron et al. 2307.09288,
+    equation 2.
+    """
+    return -F.logsigmoid(rewards[:, 0] - rewards[:, 1] - margin)
+
+
+def kto(
+    policy: Tensor,
+    reference: Tensor,
+    desirable: Tensor,
+    divergence: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Kahneman-Tversky optimization of single answers [n] that are desirable or not (Ethayarajh et al. 2402.01306).
+
+        λ_D (1 - sigmoid(β (r - z)))  of a desirable one,   λ_U (1 - sigmoid(β (z - r)))  of another,   r = log π/π_ref
+
+    Equation 8 there. `divergence` z is the policy's from the reference, at least 0, which no gradient goes through.
+    """
+    gain = beta * (policy - reference - divergence.detach().clamp(min=0))
+    loss = torch.where(desirable, 1 - torch.sigmoid(gain), 1 - torch.sigmoid(-gain))
+    return torch.where(desirable, desirable_weight * loss, undesirable_weight * loss)
+
+
+# Policy gradients.
+
+
+def group_advantage(rewards: Tensor, *, scaled: bool = True) -> Tensor:
+    """Each answer's reward above the mean of its group's; rewards[n, G] of G answers to each of n prompts.
+
+    GRPO divides by the group's standard deviation (Shao et al. 2402.03300, section 4.1.2); unscaled, prompts whose
+    answers are nearly all right or all wrong have no more weight than others (Dr. GRPO, Liu et al. 2503.20783).
+    """
+    above = rewards - rewards.mean(dim=1, keepdim=True)
+    return above / (rewards.std(dim=1, keepdim=True) + 1e-4) if scaled else above
+
+
+def clipped_policy_loss(
+    policy: Tensor, behaviour: Tensor, advantage: Tensor, *, low: float = 0.2, high: float = 0.2
+) -> Tensor:
+    """-min(q A, clip(q, 1 - low, 1 + high) A), q = π/π_behaviour, of each piece; the two in log-probabilities.
+
+    PPO's (Schulman et al. 1707.06347, equation 7); `high` above `low` leaves unlikely pieces room to grow (clip-higher,
+    Yu et al. 2503.14476, section 3.1).
+    """
+    ratio = (policy - behaviour).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def reverse_kl(policy: Tensor, reference: Tensor) -> Tensor:
+    """An estimate of KL(π ‖ π_ref) from each piece that π drew: π_ref/π - log π_ref/π - 1, unbiased and never negative.
+
+    "k3" in Schulman 2020, "Approximating KL divergence"; equation 4 in Shao et al. 2402.03300.
+    """
+    log_ratio = reference - policy
+    return log_ratio.exp() - log_ratio - 1
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -16,11 +16,13 @@ from mmfusion.data.batching import (
     Collate,
     Document,
     Prepared,
+    Turn,
     document_length,
     lay_out,
     longest_document,
     pack,
     row_length_for,
+    single,
 )
 from mmfusion.data.patchify import PartPatches, Patchify, PatchifyText
 from mmfusion.data.tokenizer import SentencePieceTokenizer
@@ -49,6 +51,11 @@ def prepared(
     return Prepared(key, concept, seed, tuple(parts), documents)
 
 
+def tokens_of(parts: Sequence[tuple[Modality, PartPatches]]) -> dict[int, int]:
+    """The number of tokens of each, as `collate` merges them."""
+    return {i: part.tokens({"image": 4, "audio": 2}[name]) for i, (name, part) in enumerate(parts)}
+
+
 @pytest.fixture(scope="module")
 def collate(tokenizer: SentencePieceTokenizer) -> Collate:
     """image with merge 4, audio with merge 2, rows of 12."""
@@ -58,16 +65,33 @@ def collate(tokenizer: SentencePieceTokenizer) -> Collate:
 
 def test_a_document_from_left_to_right(tokenizer: SentencePieceTokenizer) -> None:
     t = tokenizer
-    ids, labels = lay_out(t, [("image", 2), ("audio", 1)], [70, 71], [80, 81, 82])
+    shown: dict[int, tuple[Modality, Sequence[int]]] = {1: ("image", [5, 6]), 0: ("audio", [9])}
+    ids, labels, slot = lay_out(t, single([1, 0], [70, 71], [80, 81, 82]), shown)
     image, audio = t.placeholder("image"), t.placeholder("audio")
     assert ids == [t.begin, image, image, audio, 70, 71, t.assistant, 80, 81, 82, t.end]
     #              0        1      2      3      4   5   6            7   8   9   10
     assert labels == [IGNORE] * 6 + [80, 81, 82, t.end, IGNORE]
-    assert lay_out(t, [("image", 1)], [70], None) == ([t.begin, image, 70, t.assistant], [IGNORE] * 4)
+    assert slot == [-1, 5, 6, 9] + [-1] * 7
+    opened = [t.begin, image, image, 70, t.assistant]
+    assert lay_out(t, single([1], [70], None), shown) == (opened, [IGNORE] * 5, [-1, 5, 6, -1, -1])
+
+
+def test_a_conversation_from_left_to_right(tokenizer: SentencePieceTokenizer) -> None:
+    """A picture and a question, then a question, a clip and a word, then one that waits for its answer."""
+    t = tokenizer
+    turns = Turn((0, (70,)), (80,)), Turn(((71,), 1, (72,)), (81, 82)), Turn(((73,),), None)
+    ids, labels, slot = lay_out(t, Document(turns), {0: ("image", [3, 4]), 1: ("audio", [7])})
+    image, audio = t.placeholder("image"), t.placeholder("audio")
+    first = [t.begin, image, image, 70, t.assistant, 80, t.end]
+    second = [t.user, 71, audio, 72, t.assistant, 81, 82, t.end]
+    assert ids == [*first, *second, t.user, 73, t.assistant]
+    assert labels == [IGNORE] * 4 + [80, t.end] + [IGNORE] * 5 + [81, 82, t.end] + [IGNORE] * 4
+    assert slot == [-1, 3, 4, -1, -1, -1, -1, -1, -1, 7, -1, -1, -1, -1, -1, -1, -1, -1]
+    assert document_length(Document(turns), {0: 2, 1: 1}) == len(ids)
 
 
 def test_what_is_labelled_is_what_comes_next(tokenizer: SentencePieceTokenizer) -> None:
-    ids, labels = lay_out(tokenizer, [("sensor", 3)], [70], [80, 81])
+    ids, labels, _ = lay_out(tokenizer, single([0], [70], [80, 81]), {0: ("sensor", range(3))})
     for i, label in enumerate(labels):
         if label != IGNORE:
             assert label == ids[i + 1]
@@ -96,8 +120,8 @@ def test_packed_documents_never_overlap(lengths: list[int]) -> None:
 def two_samples() -> list[Prepared]:
     """First a picture of 4 patches (1 token) and a clip of 3 (2 tokens); then a picture of 8 (2 tokens)."""
     return [
-        prepared("a", [picture(4), clip(3)], Document((1, 0), (70,), (80, 81)), concept=5, seed=1),
-        prepared("b", [picture(8)], Document((0,), (), (90,)), concept=6, seed=2),
+        prepared("a", [picture(4), clip(3)], single([1, 0], [70], [80, 81]), concept=5, seed=1),
+        prepared("b", [picture(8)], single([0], [], [90]), concept=6, seed=2),
     ]
 
 
@@ -132,7 +156,7 @@ def test_a_batch_by_hand(collate: Collate, tokenizer: SentencePieceTokenizer) ->
 
 def test_the_dummy_parts_token_is_counted(collate: Collate) -> None:
     """Without a picture the first valid token is the dummy's, so the clip's are 1 and 2."""
-    batch = collate([prepared("a", [clip(4)], Document((0,), (), (80,)))])
+    batch = collate([prepared("a", [clip(4)], single([0], [], [80]))])
     assert batch.streams["image"].owner.tolist() == [-1]
     assert batch.streams["image"].valid.tolist() == [[True, False, False, False]]
     assert batch.rows.slot[0, :4].tolist() == [-1, 1, 2, -1]
@@ -140,7 +164,7 @@ def test_the_dummy_parts_token_is_counted(collate: Collate) -> None:
 
 def test_patches_that_are_not_valid_make_no_token(collate: Collate) -> None:
     """Five patches and three of padding are two tokens of four."""
-    batch = collate([prepared("a", [picture(5, padding=3), clip(1)], Document((0, 1), (), (80,)))])
+    batch = collate([prepared("a", [picture(5, padding=3), clip(1)], single([0, 1], [], [80]))])
     assert batch.rows.slot[0, :5].tolist() == [-1, 0, 1, 2, -1]
 
 
@@ -159,7 +183,7 @@ def test_a_batch_of_holes_alone_is_a_batch(collate: Collate, tokenizer: Sentence
 
 
 def test_documents_share_rows(collate: Collate) -> None:
-    short = [prepared(k, [clip(1)], Document((), (), (80,))) for k in "abcd"]
+    short = [prepared(k, [clip(1)], single([], [], [80])) for k in "abcd"]
     rows = collate(short).rows
     assert rows.document.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [3, 3, 3, 3] + [-1] * 8]
     assert rows.position[0].tolist() == [0, 1, 2, 3] * 3
@@ -187,21 +211,19 @@ def test_slots_hold_their_owners_tokens(collate: Collate, sizes: list[list[tuple
     samples = []
     for i, parts in enumerate(sizes):
         made = [picture(n) if is_picture else clip(n) for is_picture, n in parts]
-        document = Document(tuple(range(len(made))), (), (80,))
-        if document_length(document, made, {"image": 4, "audio": 2}) > 12:
-            document = Document((), (), (80,))
+        document = single(range(len(made)), [], [80])
+        if document_length(document, tokens_of(made)) > 12:
+            document = single([], [], [80])
         samples.append(prepared(str(i), made, document))
     every_slot_is_its_owners(collate(samples))
 
 
 def test_lengths_are_known_before_they_are_laid_out(tokenizer: SentencePieceTokenizer) -> None:
-    parts, merge = [picture(5, padding=3), clip(3)], {"image": 4, "audio": 2}
-    for document in (Document((0, 1), (70,), (80, 81)), Document((), (), None), Document((1,), (), (80,))):
-        media: list[tuple[Modality, int]] = [
-            (name, part.tokens(merge[name])) for name, part in (parts[i] for i in document.parts)
-        ]
-        ids, _ = lay_out(tokenizer, media, document.prompt, document.answer)
-        assert document_length(document, parts, merge) == len(ids)
+    parts = [picture(5, padding=3), clip(3)]
+    for document in (single([0, 1], [70], [80, 81]), single([], [], None), single([1], [], [80])):
+        tokens = tokens_of(parts)
+        shown = {i: (name, range(tokens[i])) for i, (name, _) in enumerate(parts)}
+        assert document_length(document, tokens) == len(lay_out(tokenizer, document, shown)[0])
 
 
 def test_series_of_few_channels_beside_many(tokenizer: SentencePieceTokenizer) -> None:
@@ -228,6 +250,10 @@ def test_the_row_length_that_texts_need(tokenizer: SentencePieceTokenizer) -> No
     # <|begin|>, <|assistant|>, <|end|>, 9 for the picture, 18 for one of the clips, the longer text and its language
     assert longest_document(Sample(key="a", parts=shown), tokenizer) == 3 + 9 + 18 + pieces
     assert longest_document(Sample(key="a", parts=shown[:1]), tokenizer) == 3 + 9
+    turns = (Part(type="image", role="user"), Part(type="text", role="user", text="goose, duck"),
+             Part(type="text", role="assistant", text="goose"))  # fmt: skip
+    said = len(tokenizer.encode("goose, duck")) + len(tokenizer.encode("goose"))
+    assert longest_document(Sample(key="a", parts=turns), tokenizer) >= 3 + 9 + said
     assert row_length_for([128] * 40) is None
     assert row_length_for([100] * 39 + [129]) == 192
     assert row_length_for([100] * 995 + [500] * 5) is None  # five in a thousand may be left out

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_media import picture_sample, small_patchify, small_pipeline, spoken_sample, watch_sample
 
-from mmfusion.data.batching import TOO_LONG
+from mmfusion.data.batching import TOO_LONG, Document, Turn
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.order import stable_hash
-from mmfusion.data.pipeline import Pipeline, concept_of
+from mmfusion.data.pipeline import UNANSWERED, Pipeline, concept_of
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.types import IGNORE, Part, Sample, SkipSample
 
@@ -27,8 +27,10 @@ def pipeline(tokenizer: SentencePieceTokenizer) -> Pipeline:
 def said(pipeline: Pipeline, sample: Sample, seed: int) -> tuple[tuple[int, ...], str, str]:
     """(parts, prompt, answer) of the document that this seed draws."""
     (document,) = pipeline.prepare(sample, seed, 0).documents
+    (turn,) = document.turns
     decode = pipeline.tokenizer.decode
-    return document.parts, decode(document.prompt), decode(document.answer or ())
+    asked = [piece for item in turn.asked if not isinstance(item, int) for piece in item]
+    return document.parts, decode(asked), decode(turn.answer or ())
 
 
 def test_a_concept_is_the_same_for_all_who_name_it() -> None:
@@ -114,12 +116,62 @@ def test_an_open_prompt_says_the_language_and_then_what_is_asked(pipeline: Pipel
     encode = pipeline.tokenizer.encode
     for sample, media in ((PICTURE, 1), (Sample(key="x"), 0)):
         open_ = pipeline.prepare(sample, 0, 0, documents="open", language="fr", prompt="What's this?")
-        assert [tuple(document.parts) for document in open_.documents] == [tuple(range(media))]
-        assert open_.documents[0].prompt == (*encode("fr"), *encode("What's this?"))
-        assert open_.documents[0].answer is None
+        asked = *encode("fr"), *encode("What's this?")
+        assert open_.documents == (Document((Turn((*range(media), asked), None),)),)
     rows = pipeline.batch([Sample(key="x")], documents="open", prompt="x").rows
     tokenizer = pipeline.tokenizer
     assert rows.ids[0, :3].tolist() == [tokenizer.begin, *encode("x"), tokenizer.assistant]
+
+
+def turns_of(*said: str | Part) -> Sample:
+    """A conversation: parts and questions, and after `>` what is answered."""
+    made: list[Part] = []
+    for one in said:
+        if isinstance(one, Part):
+            made.append(dataclasses.replace(one, role="user"))
+        elif one.startswith(">"):
+            made.append(Part(type="text", role="assistant", text=one[1:]))
+        else:
+            made.append(Part(type="text", role="user", text=one))
+    return Sample(key="talk", parts=tuple(made))
+
+
+def test_a_conversation_is_one_document_of_its_turns(pipeline: Pipeline) -> None:
+    """Pictures and clips stand where they were shown; several texts of one side are one."""
+    encode, picture, clip = pipeline.tokenizer.encode, PICTURE.parts[0], SPOKEN.parts[1]
+    talk = turns_of(picture, "What?", ">a ", ">goose", "And ", clip, "this?", ">Gans")
+    first = Turn((0, tuple(encode("What?"))), (*encode("a "), *encode("goose")))
+    second = Turn((tuple(encode("And ")), 1, tuple(encode("this?"))), tuple(encode("Gans")))
+    for documents in ("drawn", "all"):
+        made = pipeline.prepare(talk, 3, 0, documents=documents)
+        assert made.documents == (Document((first, second)),)
+        assert [name for name, _ in made.parts] == ["image", "audio"]  # no text stands for it
+    opened = dataclasses.replace(second, answer=None)
+    assert pipeline.prepare(talk, 3, 0, documents="open").documents == (Document((first, opened)),)
+    waiting = dataclasses.replace(talk, parts=(*talk.parts, Part(type="text", role="user", text="Sure?")))
+    assert pipeline.prepare(waiting, 3, 0).documents == (Document((first, second)),)
+    asked = Turn((tuple(encode("Sure?")), tuple(encode("fr"))), None)
+    made = pipeline.prepare(waiting, 3, 0, documents="open", language="fr")
+    assert made.documents == (Document((first, second, asked)),)
+
+
+def test_a_conversation_that_is_too_long_loses_its_last_turns_whole(tokenizer: SentencePieceTokenizer) -> None:
+    talk = turns_of(PICTURE.parts[0], "What?", ">a goose", SPOKEN.parts[1], "And this?", ">" + "Gans " * 30)
+    pipeline = small_pipeline(tokenizer)
+    whole = pipeline.prepare(talk, 0, 0).documents[0]
+    assert len(whole.turns) == 2
+    cut = Pipeline(tokenizer=tokenizer, patchify=small_patchify(), row_length=30)
+    assert cut.prepare(talk, 0, 0).documents == (Document(whole.turns[:1]),)
+    with pytest.raises(SkipSample, match=UNANSWERED):
+        cut.prepare(turns_of("What?", ">" + "goose " * 30), 0, 0)
+    with pytest.raises(SkipSample, match=UNANSWERED):
+        cut.prepare(turns_of("What?", Part(type="text", text="And?")), 0, 0)
+
+
+def test_what_cannot_be_said_is_no_answer(pipeline: Pipeline) -> None:
+    shown = dataclasses.replace(PICTURE.parts[0], role="assistant")
+    with pytest.raises(SkipSample, match="assistant's part is no text"):
+        pipeline.prepare(Sample(key="x", parts=(Part(type="text", role="user", text="Draw."), shown)), 0, 0)
 
 
 def test_parts_that_no_encoder_reads_are_left_out_before_decoding(tokenizer: SentencePieceTokenizer) -> None:

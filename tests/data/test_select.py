@@ -58,3 +58,9 @@ def test_more_than_one_clip() -> None:
 def test_texts_without_a_language_count_as_others() -> None:
     plain = Sample(key="k", parts=(Part(type="text", text="a goose"), Part(type="text", text="a bird")))
     assert {Select(english=1.0)(plain, s).parts[0].text for s in range(20)} == {"a goose", "a bird"}
+
+
+def test_a_conversation_stays_whole() -> None:
+    shown = [Part(type="image", role="user"), Part(type="image", role="user"), Part(type="text", role="user", text="?")]
+    talk = Sample(key="a", parts=(*shown, Part(type="text", role="assistant", text="both")))
+    assert all(Select()(talk, seed) == talk for seed in range(9))
