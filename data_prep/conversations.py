@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import io
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.common import CACHE, SAMPLE
-from mmfusion.data.shards import ShardSet
+from mmfusion.data.pack.write import check_out, draft_folder
+from mmfusion.data.shards import MANIFEST, ShardSet
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.types import Part, Sample
 
@@ -132,10 +135,10 @@ def about_picture(sample: Sample, names: Sequence[str], split: str) -> Iterator[
     """What it is, in English and in other languages, and which of two."""
     asker = Asker(split, sample.key)
     picture = sample.of("image")[:1]
-    called = {part.lang: part.text for part in sample.of("text") if part.lang in LANGUAGES and part.text}
+    called = {part.lang or "": part.text or "" for part in sample.of("text") if part.lang in LANGUAGES}
     others = sorted(language for language in called if language != "en")
     questions = [
-        asker.question("translation", picture, called[language] or "", language=LANGUAGES[language])
+        asker.question("translation", picture, called[language], language=LANGUAGES[language])
         for language in asker.rng.sample(others, min(TRANSLATIONS, len(others)))
     ]
     if name := called.get("en"):
@@ -153,8 +156,8 @@ def about_clips(sample: Sample, others: Sequence[Sample], split: str) -> Iterato
         belongs = asker.rng.random() < 0.5
         picture = (sample if belongs else asker.rng.choice(strangers)).of("image")[0]
         questions = [asker.question("belongs", (clip, picture), "yes" if belongs else "no")]
-        if clip.kind == "speech" and clip.lang in LANGUAGES:
-            questions.append(asker.question("language", (clip,), LANGUAGES[clip.lang]))
+        if clip.kind == "speech" and (language := LANGUAGES.get(clip.lang or "")):
+            questions.append(asker.question("language", (clip,), language))
         asker.rng.shuffle(questions)
         yield talk(sample, f"{sample.key}-clip{number}", questions)
 
@@ -224,7 +227,27 @@ def build(out: Path, root: Path = SAMPLE) -> None:
             of_source.setdefault(sample.source or "", []).append(sample)
         for source, samples in of_source.items():
             entries.append(write_shard(out / f"{source}-{split}.tar", samples, split=split, root=out))
-    write_manifest(out, entries)
+    write_manifest(out, entries, made_from(root))
+
+
+def made_from(root: Path) -> str:
+    """The digest of this script and of the shards below `root`."""
+    return hashlib.sha256(Path(__file__).read_bytes() + (root / MANIFEST).read_bytes()).hexdigest()
+
+
+def prepare(out: Path, root: Path = SAMPLE) -> None:
+    """`build`, unless `out` holds what this script makes of the shards below `root`; whole, or not at all.
+
+    Shards that were not made from others are somebody's own, and stay. Raises DataError where something else is there.
+    """
+    if (out / MANIFEST).is_file():
+        found = json.loads((out / MANIFEST).read_bytes()).get("made_from")
+        if found in (None, made_from(root)):
+            return
+    check_out(root, out, overwrite=True)
+    print(f"{out}: making conversations about {root}", flush=True)
+    with draft_folder(out) as draft:
+        build(draft, root)
 
 
 def main() -> None:
@@ -232,7 +255,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=SAMPLE, help="the sample's folder")
     parser.add_argument("--out", type=Path, default=CACHE / "conversations", help="where the shards go")
     options = parser.parse_args()
-    build(options.out, options.root)
+    prepare(options.out, options.root)
 
 
 if __name__ == "__main__":

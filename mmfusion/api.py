@@ -119,10 +119,11 @@ class Model:
         audio: Things | None = None,
         sensor: Things | None = None,
         prompt: str | None = None,
-        lang: str = "en",
+        lang: str | None = None,
         **how: Unpack[Asking],
     ) -> str | list[str]:
-        """What the decoder says about inputs of any modalities, in the language `lang`, asked `prompt` if there is one.
+        """What the decoder says about inputs of any modalities, asked `prompt`, or for a caption in the language
+        `lang`: English without either; with both, the answer is to be in that language.
 
         Lists are batches of equal length: item i of each is about one thing, and may be a list of several parts of it.
         Without any list one string comes back. Inputs are described as in `embed`. Of `max_new` pieces (48) at most,
@@ -150,7 +151,7 @@ class Model:
         audio: Inputs | None = None,
         sensor: Inputs | None = None,
         prompt: str | None = None,
-        lang: str = "en",
+        lang: str | None = None,
         **how: Unpack[Asking],
     ) -> Iterator[str]:
         """What `generate` says about one thing, as it is said: joined, the texts are its answer.
@@ -266,10 +267,12 @@ def _apart(how: Mapping[str, Any]) -> tuple[Description, dict[str, Any]]:
     return Description(**{name: value for name, value in how.items() if name in names}), sampling
 
 
-def _asked(prompt: str | None, lang: str) -> dict[str, str | None]:
+def _asked(prompt: str | None, lang: str | None) -> dict[str, str | None]:
     if prompt is not None:
         checked_text(prompt, "prompt")
-    return {"language": checked_text(lang, "lang"), "prompt": prompt}
+    if lang is None:
+        lang = None if prompt else "en"
+    return {"language": lang if lang is None else checked_text(lang, "lang"), "prompt": prompt}
 
 
 def _given(**inputs: Any) -> dict[Modality, list[Any]]:

@@ -1,6 +1,6 @@
 """The types that every room shares. Shapes are written with these letters, here and in all docstrings:
 
-    B samples of a batch        N patches of a part (padded)     K documents (a sample's answers)
+    B samples of a batch        N patches of a part (padded)     K answers
     P parts of one modality     M tokens of a part (padded)      V vocabulary pieces
     R packed text rows          L pieces in a row                D width, E width of the shared embedding space
     T time steps                C channels                       H heads
@@ -82,13 +82,15 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One example: any subset of modalities under one key. A preference has `prompt` and `answers`, no `parts`."""
+    """One example: any subset of modalities under one key.
+
+    A preference has `answers`, several or none, to what its `parts` ask (`prompt` on disk); other samples have None.
+    """
 
     key: str
     url: str = ""
     parts: tuple[Part, ...] = ()
-    prompt: tuple[Part, ...] = ()
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Answer, ...] | None = None
     check: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
@@ -96,13 +98,13 @@ class Sample:
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
-        """The parts, or those of the prompt and of every answer, in reading order."""
-        return self.parts + self.prompt + tuple(part for answer in self.answers for part in answer.parts)
+        """The parts, and those of every answer, in reading order."""
+        return self.parts + tuple(part for answer in self.answers or () for part in answer.parts)
 
     @property
     def is_conversation(self) -> bool:
         """Whether its parts are turns: then its texts are questions and answers, and none stands for the sample."""
-        return any(part.role for part in self.parts)
+        return self.answers is not None or any(part.role for part in self.parts)
 
     def of(self, modality: Modality) -> tuple[Part, ...]:
         """The parts of one modality, in reading order."""
@@ -177,11 +179,15 @@ class Tokens(_Movable):
 class Rows(_Movable):
     """Text packed into rows of equal length.
 
-    ids, labels, document, position, slot [R, L] int64. labels are already shifted (labels[r, i] is what position i must
-    say) and IGNORE where no loss is read; document is an index into the K documents, -1 for padding; position counts
-    within the document; slot is an index into all valid tokens of the batch (streams in the order of MODALITIES without
-    text, parts in order, valid tokens in order), -1 where the piece is text. owner[K] sample of each document;
-    answer[K] which of the sample's answers; score[K] its score (1 where there is none).
+    ids, labels, document, position, slot, answer [R, L] int64. labels are already shifted (labels[r, i] is what
+    position i must say) and IGNORE where no loss is read; document is an index into the D documents, -1 for padding;
+    position counts within the document; slot is an index into all valid tokens of the batch (streams in the order of
+    MODALITIES without text, parts in order, valid tokens in order), -1 where the piece is text. owner[D] sample of each
+    document.
+
+    A document may end in several answers to one prompt, each of which sees the prompt and itself: answer is an index
+    into the K answers, -1 for a prompt that several share, and for padding; where there is one it has the whole
+    document. of[K] document of each answer, those of one side by side; score[K] its score (1 where there is none).
     """
 
     ids: Tensor
@@ -189,8 +195,9 @@ class Rows(_Movable):
     document: Tensor
     position: Tensor
     slot: Tensor
-    owner: Tensor
     answer: Tensor
+    owner: Tensor
+    of: Tensor
     score: Tensor
 
 
@@ -232,13 +239,14 @@ class Loss:
     """A loss as sum and count, so that ranks and accumulation never change the mean.
 
     For the log alone, `each[n]` are the addends and `owner[n]` the sample of the batch that each belongs to, -1 for one
-    that is not counted.
+    that is not counted. What is not `trained` is for the log alone too.
     """
 
     sum: Tensor
     count: int
     each: Tensor | None = None
     owner: Tensor | None = None
+    trained: bool = True
 
 
 class Objective(Protocol):

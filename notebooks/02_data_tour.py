@@ -87,8 +87,8 @@ for text in ("a red fox", "une oie à tête barrée", "лиса", "キツネ", "
 # %%
 answer = tokenizer.encode("a fox")
 document = single([0], tokenizer.encode("en"), answer)  # shows part 0, which fills the slots 0, 1 and 2
-ids, labels, _ = lay_out(tokenizer, document, {0: ("image", range(3))})
-for i, label in zip(ids, labels, strict=True):
+laid = lay_out(tokenizer, document, {0: ("image", range(3))})
+for i, label in zip(laid.ids, laid.labels, strict=True):
     print(
         f"{i:>6} {tokenizer.decode([i])!r:<8}",
         "no loss" if label < 0 else f"must say {label} {tokenizer.decode([label])!r}",

@@ -356,7 +356,7 @@ def test_refused_in_one_line(model: Model, arguments: dict[str, Any], words: str
         ({"prompt": " "}, "prompt: must be a text"),
         ({"prompt": ["What?"]}, "prompt: must be a text"),
         ({"prompt": "\ud800"}, "UTF-8"),
-        ({"lang": None}, "lang: must be a text"),
+        ({"lang": 5}, "lang: must be a text"),
         ({"temprature": 1.0}, "temprature: there is no such argument; did you mean 'temperature'?"),
         ({"end": 3}, "end: there is no such argument"),
         ({"banned": [3]}, "banned: there is no such argument"),

@@ -8,8 +8,8 @@ from pathlib import Path
 from mmfusion.errors import UserError
 
 FORMAT = 1
-CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD = (
-    "config.yaml", "model.safetensors", "tokenizer.model", "lineage.json", "README.md",
+CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD, TEMPLATE = (
+    "config.yaml", "model.safetensors", "tokenizer.model", "lineage.json", "README.md", "chat_template.jinja",
 )  # fmt: skip
 HASHED = (CONFIG, WEIGHTS, TOKENIZER)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")

@@ -17,8 +17,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmfusion import __version__, runs
-from mmfusion.checkpoint.layout import CARD, CONFIG, FORMAT, HASHED, LINEAGE, TOKENIZER, WEIGHTS, aside, sha256
+from mmfusion.checkpoint.layout import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    HASHED,
+    LINEAGE,
+    TEMPLATE,
+    TOKENIZER,
+    WEIGHTS,
+    aside,
+    sha256,
+)
 from mmfusion.checkpoint.weights import once
+from mmfusion.data.batching import CHAT_TEMPLATE
 from mmfusion.data.shards import MANIFEST
 
 
@@ -40,6 +52,7 @@ def save(
         (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
         save_file({n: t.detach().cpu().contiguous() for n, t in once(model).items()}, draft / WEIGHTS)
         shutil.copyfile(tokenizer, draft / TOKENIZER)
+        shutil.copyfile(CHAT_TEMPLATE, draft / TEMPLATE)
         hashes = {name: sha256(draft / name) for name in HASHED}
         _write_json(draft / LINEAGE, {**lineage, "files": hashes})
         (draft / CARD).write_text(card, encoding="utf-8")
@@ -55,6 +68,7 @@ def write_card(folder: Path, card: str) -> None:
 
 def lineage(
     *,
+    stage: str,
     step: int,
     seed: int,
     data: Path,
@@ -63,6 +77,7 @@ def lineage(
 ) -> dict[str, Any]:
     """What a checkpoint came from: `data` is the folder of the shards' manifest, `parents` are checkpoint folders."""
     return {
+        "stage": stage,
         "step": step,
         "seed": seed,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -77,7 +92,9 @@ def data_of(root: Path) -> dict[str, Any]:
     """The fingerprint of all shards in the manifest of a folder, and how many there are."""
     manifest = json.loads((root / MANIFEST).read_bytes())
     shards = sorted((shard["file"], shard["sha256"]) for shard in manifest["shards"])
-    return {"fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "shards": len(shards)}
+    if made_from := manifest.get("made_from"):
+        shards.append(("made from", made_from))
+    return {"fingerprint": hashlib.sha256(json.dumps(shards).encode()).hexdigest(), "shards": len(manifest["shards"])}
 
 
 def _swap(draft: Path, folder: Path) -> None:

@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             f"--{modality}", action="append", metavar="FILE", help=f"{kind}; may be given several times"
         )
     parser.add_argument("--prompt", metavar="TEXT", help="any question or instruction")
-    parser.add_argument("--lang", default="en", metavar="CODE", help="language to answer in (en)")
+    parser.add_argument("--lang", metavar="CODE", help="language to answer in (en, where nothing is asked)")
     series(parser)
     parser.add_argument("--n", type=int, default=1, metavar="N", help="answers, drawn with SEED, SEED + 1, … (1)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest piece each time (0)")

@@ -76,6 +76,7 @@ def train(
     keep: Literal["last", "best"] = "last",
     compile: bool = False,
     gradient_checkpointing: bool = False,
+    stage: Literal["pretrain", "finetune", "preference"] = "pretrain",
     checkpoint: str | None = None,
     resume: str | None = None,
 ) -> None:
@@ -201,7 +202,12 @@ def _finish(
         model=module.model,
         tokenizer=data.tokenizer,
         lineage=checkpoint.lineage(
-            step=steps, seed=int(tree["seed"]), data=data.root, commit=runs.commit(), parents=parents
+            stage=tree["stage"],
+            step=steps,
+            seed=int(tree["seed"]),
+            data=data.root,
+            commit=runs.commit(),
+            parents=parents,
         ),
         card="",
     )

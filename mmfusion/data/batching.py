@@ -6,14 +6,15 @@ A document is a conversation; a caption is one of a single turn. From left to ri
 
 where all turns but the first have <|user|> in the place of <|begin|>, and what is asked is any sequence of pieces and
 of parts, a placeholder for each of a part's tokens. A loss is read on the answers and their ends alone: `labels` at a
-place is what the next place must say.
+place is what the next place must say. CHAT_TEMPLATE says the same to other programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from mmfusion.data.patchify import PartPatches, Patchify
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import IGNORE, MODALITIES, Batch, Channels, Modality, Patches, Rows, Sample, SkipSample
 
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 TOO_LONG = "document longer than data.pipeline.row_length"  # the reason for which it costs its sample
 ROW_LENGTH = 128  # pieces: what `data.pipeline.row_length` of data=shards is without a word
 TOKENS: Mapping[Modality, int] = {"image": 9, "audio": 18, "sensor": 16}  # of a part at most, as model=tiny cuts it
@@ -42,9 +44,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Document:
-    """What the decoder reads and says about a sample. Only the last turn may be open."""
+    """What the decoder reads and says about a sample. Only the last turn may be open.
+
+    `answers` are several (answer, score) to an open last turn.
+    """
 
     turns: tuple[Turn, ...]
+    answers: tuple[tuple[tuple[int, ...], float], ...] = ()
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -70,22 +76,39 @@ class Prepared:
     source: str = ""
 
 
-def lay_out(
-    tokenizer: Tokenizer, document: Document, tokens: Mapping[int, tuple[Modality, Sequence[int]]]
-) -> tuple[list[int], list[int], list[int]]:
-    """(ids, labels, slot) of a document, as in `Rows`; the one place that knows how.
+@dataclass
+class Laid:
+    """A document laid out, a value for each place: ids, labels, slot and position as in `Rows`.
+
+    `answer` is which of the document's answers the place belongs to, -1 if to the prompt of several.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    slot: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+
+
+def lay_out(tokenizer: Tokenizer, document: Document, tokens: Mapping[int, tuple[Modality, Sequence[int]]]) -> Laid:
+    """A document from left to right; the one place that knows how.
 
     `tokens` has the modality and the slots of each part that is shown. labels are shifted: what the next place must
-    say, IGNORE wherever that is not the assistant's.
+    say, IGNORE wherever that is not the assistant's. Each of several answers goes on where the prompt ends, and begins
+    with an <|assistant|> of its own: one place cannot say the first piece of each.
     """
-    ids: list[int] = []
+    laid = Laid()
     said: list[bool] = []  # by the assistant
-    slot: list[int] = []
+    answer, after = -1 if document.answers else 0, 0
 
     def put(pieces: Sequence[int], by_assistant: bool = False, slots: Sequence[int] | None = None) -> None:
-        ids.extend(pieces)
+        nonlocal after
+        laid.ids.extend(pieces)
         said.extend([by_assistant] * len(pieces))
-        slot.extend([-1] * len(pieces) if slots is None else slots)
+        laid.slot.extend([-1] * len(pieces) if slots is None else slots)
+        laid.position.extend(range(after, after + len(pieces)))
+        laid.answer.extend([answer] * len(pieces))
+        after += len(pieces)
 
     for number, turn in enumerate(document.turns):
         put([tokenizer.user if number else tokenizer.begin])
@@ -95,17 +118,26 @@ def lay_out(
                 put([tokenizer.placeholder(modality)] * len(slots), slots=slots)
             else:
                 put(item)
-        put([tokenizer.assistant])
+        if turn.answer is not None or not document.answers:
+            put([tokenizer.assistant])
         if turn.answer is not None:
             put([*turn.answer, tokenizer.end], by_assistant=True)
-    following = zip(ids[1:], said[1:], strict=True)
-    return ids, [piece if by_assistant else IGNORE for piece, by_assistant in following] + [IGNORE], slot
+    prompt = after
+    for number, (pieces, _) in enumerate(document.answers):
+        answer, after = number, prompt
+        put([tokenizer.assistant])
+        put([*pieces, tokenizer.end], by_assistant=True)
+    following = zip(laid.ids[1:], said[1:], strict=True)
+    laid.labels = [piece if by_assistant else IGNORE for piece, by_assistant in following] + [IGNORE]
+    return laid
 
 
 def document_length(document: Document, tokens: Mapping[int, int]) -> int:
     """How many pieces `lay_out` will make of a document; `tokens` has the number of each part's."""
     asked = sum(tokens[item] if isinstance(item, int) else len(item) for turn in document.turns for item in turn.asked)
-    return asked + sum(2 + (0 if turn.answer is None else len(turn.answer) + 1) for turn in document.turns)
+    said = sum(2 + (0 if turn.answer is None else len(turn.answer) + 1) for turn in document.turns)
+    answers = sum(2 + len(pieces) for pieces, _ in document.answers)
+    return asked + said + answers - (1 if document.answers else 0)
 
 
 def longest_document(sample: Sample, tokenizer: Tokenizer) -> int:
@@ -114,7 +146,7 @@ def longest_document(sample: Sample, tokenizer: Tokenizer) -> int:
 
     An upper bound: parts may be cut into fewer tokens, and a transcript stands beside its clip alone.
     """
-    kinds = [part.type for part in sample.all_parts]
+    kinds: list[Modality] = [part.type for part in sample.all_parts]
     if sample.is_conversation:
         texts = sum(len(tokenizer.encode(part.text)) + 3 for part in sample.parts if part.type == "text" and part.text)
         return texts + sum(TOKENS.get(kind, 0) for kind in kinds)
@@ -191,7 +223,8 @@ class Collate:
     def _rows(self, prepared: Sequence[Prepared], slots: Mapping[tuple[int, int], tuple[int, int]]) -> Rows:
         """Documents in the order of the samples; `slots` is the first slot and the number of tokens of each part."""
         owners: list[int] = []
-        laid: list[tuple[list[int], list[int], list[int]]] = []
+        scores: list[list[float]] = []
+        laid: list[Laid] = []
         for owner, sample in enumerate(prepared):
             for document in sample.documents:
                 shown: dict[int, tuple[Modality, Sequence[int]]] = {}
@@ -199,27 +232,35 @@ class Collate:
                     first, count = slots[owner, i]
                     shown[i] = sample.parts[i][0], range(first, first + count)
                 owners.append(owner)
+                scores.append([score for _, score in document.answers] or [1.0])
                 laid.append(lay_out(self.tokenizer, document, shown))
-        lengths = np.array([len(ids) for ids, _, _ in laid], dtype=np.int64)
+        lengths = np.array([len(one.ids) for one in laid], dtype=np.int64)
         places = np.array(pack(lengths.tolist(), self.row_length), dtype=np.int64).reshape(-1, 2)
-        position = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        at = np.repeat(places[:, 0] * self.row_length + places[:, 1], lengths) + position
+        within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        at = np.repeat(places[:, 0] * self.row_length + places[:, 1], lengths) + within
         rows = int(places[:, 0].max(initial=0)) + 1
 
-        def spread(values: Sequence[int] | np.ndarray, padding: int) -> Tensor:
+        def spread(values: Iterable[int] | np.ndarray, padding: int) -> Tensor:
             flat = np.full(rows * self.row_length, padding, dtype=np.int64)
-            flat[at] = values
+            flat[at] = values if isinstance(values, np.ndarray) else np.fromiter(values, np.int64, len(at))
             return torch.from_numpy(flat.reshape(rows, self.row_length))
 
+        def of_each(name: str) -> Iterable[int]:
+            return chain.from_iterable(getattr(one, name) for one in laid)
+
+        counts = np.array([len(of_one) for of_one in scores], dtype=np.int64)
+        before = np.repeat(counts.cumsum() - counts, lengths)  # answers of earlier documents
+        answer = np.fromiter(of_each("answer"), np.int64, len(at))
         return Rows(
-            ids=spread(list(chain.from_iterable(ids for ids, _, _ in laid)), self.tokenizer.pad),
-            labels=spread(list(chain.from_iterable(labels for _, labels, _ in laid)), IGNORE),
+            ids=spread(of_each("ids"), self.tokenizer.pad),
+            labels=spread(of_each("labels"), IGNORE),
             document=spread(np.repeat(np.arange(len(laid)), lengths), -1),
-            position=spread(position, 0),
-            slot=spread(list(chain.from_iterable(slot for _, _, slot in laid)), -1),
+            position=spread(of_each("position"), 0),
+            slot=spread(of_each("slot"), -1),
+            answer=spread(np.where(answer < 0, -1, answer + before), -1),
             owner=torch.tensor(owners, dtype=torch.int64),
-            answer=torch.zeros(len(owners), dtype=torch.int64),
-            score=torch.ones(len(owners)),
+            of=torch.from_numpy(np.repeat(np.arange(len(laid)), counts)),
+            score=torch.tensor([score for of_one in scores for score in of_one]),
         )
 
 

@@ -45,6 +45,8 @@ class DataModule(pl.LightningDataModule):
 
     What does not: `workers` (processes that build whole steps), `cache_mb` (of decoded parts, in each of them).
 
+    `prepare` makes the shards below `root` where they are not there, or not made from what lies here now.
+
     The run stops when more than `max_skipped_fraction` of the samples cannot be used. `skips` says why they could not
     in training, `validation_skips` in validation, `masked` how many values of series were not measured in training,
     `waited_s` how long it has waited for steps.
@@ -67,6 +69,7 @@ class DataModule(pl.LightningDataModule):
         max_skipped_fraction: Annotated[float, Ge(0), Le(1)] = 0.01,
         cycle_steps: Annotated[int, Gt(0)] | None = None,
         limits: Limits = LIMITS,
+        prepare: Callable[[Path], None] | None = None,
     ) -> None:
         super().__init__()
         if reader == "webdataset" and (weights is not None or cycle_steps is not None):
@@ -81,7 +84,11 @@ class DataModule(pl.LightningDataModule):
         self.masked = 0
         self.waited_s = 0.0
         self._begun, self._before = -1, self._counted()
-        self._make_pipeline = pipeline
+        self._make_pipeline, self._make_shards = pipeline, prepare
+
+    def prepare_data(self) -> None:
+        if self._make_shards is not None:
+            self._make_shards(self.root)
 
     def setup(self, stage: str) -> None:
         """Opens the data. Raises DataError if anything about tokenizer, manifest or shards is not as it should be."""

@@ -306,6 +306,8 @@ def _sample(key: str, url: str, raw: dict[str, Any], members: Mapping[str, bytes
             fields[name] = checks.get(name, _string)(value)
         except _Invalid as error:
             raise error.under(name) from None
+    if "prompt" in fields:
+        fields["parts"] = fields.pop("prompt")
     return Sample(key=key, url=url, **fields)
 
 
@@ -360,8 +362,8 @@ def _parts_json(parts: Sequence[Part]) -> list[dict[str, object]]:
 def dump_sample(sample: Sample) -> bytes:
     """`<key>.json`: the fields that are set, in the order of the types, without spaces. Raises ValueError on NaN."""
     made: dict[str, object] = {}
-    if sample.prompt:
-        made["prompt"] = _parts_json(sample.prompt)
+    if sample.answers is not None:
+        made["prompt"] = _parts_json(sample.parts)
         made["answers"] = [{"parts": _parts_json(a.parts), "score": a.score} for a in sample.answers]
     else:
         made["parts"] = _parts_json(sample.parts)

@@ -19,7 +19,9 @@ from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
 
 Documents = Literal["drawn", "all", "none", "open"]
-UNANSWERED = "no answer fits in data.pipeline.row_length"  # the reason for which a conversation costs its sample
+# Reasons for which a conversation, or a preference, costs its sample.
+UNANSWERED = "no answer fits in data.pipeline.row_length"
+EQUAL = "chosen equals rejected"
 
 
 def concept_of(sample: Sample, position: int) -> int:
@@ -134,40 +136,59 @@ class Pipeline:
     def _conversation(
         self, sample: Sample, tokens: Mapping[int, int], asked: tuple[int, ...], *, is_open: bool
     ) -> Document:
-        """Its turns in order: what the user shows and asks up to each answer, which is text.
+        """Its turns in order: what the user shows and asks up to each answer, which is text; of a preference the last
+        answers are several.
 
         Where they do not all fit, whole turns are left off from the end on, so that no part and no answer is cut;
         raises SkipSample where none is left. A question that stands last without an answer is left out, but of an open
         conversation: that ends with its last question, to which `asked` is added.
         """
+        *turns, last = self._turns(sample)
+        if sample.answers is not None:
+            return Document((*turns, dataclasses.replace(last, answer=None)), () if is_open else self._answers(sample))
+        if is_open:  # an answer that stands last is the one to be found again
+            return Document((*turns, Turn((*last.asked, *([asked] if asked else ())), None)))
+        turns += [last] if last.answer else []
+        while turns and document_length(Document(tuple(turns)), tokens) > self.row_length:
+            turns.pop()
+        if not turns:
+            raise SkipSample(UNANSWERED, f"key {sample.key!r}: rows have {self.row_length} pieces")
+        return Document(tuple(turns))
+
+    def _turns(self, sample: Sample) -> list[Turn]:
+        """All turns, the last perhaps without an answer. What has no role is the user's."""
         turns: list[Turn] = []
         question: list[int | tuple[int, ...]] = []
         answer: list[int] = []
         number = 0
         for part in sample.parts:
             by_assistant = part.role == "assistant"
-            if by_assistant and part.type != "text":
-                raise SkipSample(
-                    "assistant's part is no text", f"key {sample.key!r}: a {part.type} cannot be said; give it no role"
-                )
             if answer and not by_assistant:
                 turns.append(Turn(tuple(question), tuple(answer)))
                 question, answer = [], []
-            if part.type == "text":
-                pieces = self.tokenizer.encode(part.text or "")
-                answer.extend(pieces) if by_assistant else question.append(tuple(pieces))
-            else:
+            if by_assistant:
+                answer += self._said(part, sample.key)
+            elif part.type == "text":
+                question.append(tuple(self.tokenizer.encode(part.text or "")))
+            elif part.type in self.media:
                 question.append(number)
                 number += 1
-        if is_open:  # an answer that stands last is the one to be found again
-            turns.append(Turn((*question, *([asked] if asked else ())), None))
-        elif answer:
-            turns.append(Turn(tuple(question), tuple(answer)))
-        while not is_open and turns and document_length(Document(tuple(turns)), tokens) > self.row_length:
-            turns.pop()
-        if not turns:
-            raise SkipSample(UNANSWERED, f"key {sample.key!r}: rows have {self.row_length} pieces")
-        return Document(tuple(turns))
+        return [*turns, Turn(tuple(question), tuple(answer) or None)]
+
+    def _answers(self, sample: Sample) -> tuple[tuple[tuple[int, ...], float], ...]:
+        """(pieces, score) of a preference's answers. Raises SkipSample where nothing can be preferred."""
+        answers = [
+            (tuple(piece for part in answer.parts for piece in self._said(part, sample.key)), answer.score)
+            for answer in sample.answers or ()
+        ]
+        if len({pieces for pieces, _ in answers}) < len(answers):
+            raise SkipSample(EQUAL, f"key {sample.key!r}: two of {len(answers)} answers say the same")
+        return tuple(answers)
+
+    def _said(self, part: Part, key: str) -> list[int]:
+        if part.type != "text":
+            raise SkipSample("an answer is no text", f"key {key!r}: a {part.type} cannot be said")
+        return self.tokenizer.encode(part.text or "")
 
     def _documents(
         self, media: Sequence[Part], text: Part | None, ids: Sequence[int], rng: random.Random | None

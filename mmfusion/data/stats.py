@@ -114,7 +114,7 @@ class Stats:
         self.tables["combinations"][" + ".join(m for m in MODALITIES if m in held)] += 1
 
     def _describe(self, sample: Sample, split: str) -> None:
-        if sample.prompt:
+        if sample.answers is not None:
             self.tables["kinds"]["preference"] += 1
         elif sample.is_conversation:
             self.tables["kinds"]["conversation"] += 1

@@ -127,8 +127,11 @@ def describe_shard(path: Path, *, split: str, root: Path | None = None) -> Shard
     )
 
 
-def write_manifest(root: Path, entries: Sequence[ShardEntry]) -> Path:
-    """Writes `root/manifest.json` anew with exactly these entries, and returns its path."""
+def write_manifest(root: Path, entries: Sequence[ShardEntry], made_from: str | None = None) -> Path:
+    """Writes `root/manifest.json` anew with exactly these entries, and returns its path.
+
+    `made_from` is a digest of what the shards were made from, where that is other shards and a script.
+    """
     root = Path(root)
     for entry in entries:
         if not (root / entry.file).is_file():
@@ -137,6 +140,7 @@ def write_manifest(root: Path, entries: Sequence[ShardEntry]) -> Path:
             )
     path = root / MANIFEST
     with _atomic(path) as temporary:
-        listed = {"shards": [dataclasses.asdict(entry) for entry in entries]}
+        listed: dict[str, object] = {"made_from": made_from} if made_from else {}
+        listed["shards"] = [dataclasses.asdict(entry) for entry in entries]
         temporary.write_text(json.dumps(listed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path

@@ -58,9 +58,9 @@ class Decoder(nn.Module):
         """[V, D]: logits = hidden @ unembedding.T."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, x: Tensor, document: Tensor, position: Tensor, cache: Cache | None = None) -> Tensor:
-        """x[R, L, D], document[R, L] (-1 for padding), position[R, L] within the document -> hidden[R, L, D]."""
-        return self.transformer(x, Places(document, position), cache)
+    def forward(self, x: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
+        """x[R, L, D] at `places`[R, L] -> hidden[R, L, D]. A cache holds open documents, which have no answers yet."""
+        return self.transformer(x, places, cache)
 
     def cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` rows of up to `capacity` pieces."""

@@ -9,6 +9,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
+from mmfusion.models.attention.rules import Places
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.types import IGNORE, Batch, Rows
 
@@ -45,7 +46,7 @@ def stream(
     x = model.fusion(tokens, rows, model.decoder.embedding)
     K, length = rows.ids.shape
     cache = model.decoder.cache(K, length + max_new)
-    hidden = model.decoder(x, rows.document, rows.position, cache)
+    hidden = model.decoder(x, Places(rows.document, rows.position), cache)
 
     lengths = (rows.document >= 0).sum(dim=1)
     last = hidden[torch.arange(K, device=x.device), lengths - 1]
@@ -61,7 +62,7 @@ def stream(
         if step == max_new - 1 or not open_.any():
             break
         x = model.decoder.embedding(piece[:, None])
-        last = model.decoder(x, document, (lengths + step)[:, None], cache)[:, 0]
+        last = model.decoder(x, Places(document, (lengths + step)[:, None]), cache)[:, 0]
 
 
 def choose(logits: Tensor, temperature: float, top_p: float, dice: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def choose(logits: Tensor, temperature: float, top_p: float, dice: Tensor) -> Te
 
 
 def one_document_a_row(rows: Rows) -> Rows:
-    """The same K documents, each in a row of its own, padded at the end.
+    """The same documents, each in a row of its own, padded at the end.
 
     Raises ValueError for a document that no row holds: there is nothing to go on from.
     """
@@ -101,8 +102,9 @@ def one_document_a_row(rows: Rows) -> Rows:
         document=spread(rows.document, -1),
         position=spread(rows.position, 0),
         slot=spread(rows.slot, -1),
+        answer=spread(rows.answer, -1),
         owner=rows.owner,
-        answer=rows.answer,
+        of=rows.of,
         score=rows.score,
     )
 

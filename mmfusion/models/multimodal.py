@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from mmfusion.models.attention.rules import Places
 from mmfusion.models.decoder import Decoder
 from mmfusion.models.fusion.prefix import Prefix
 from mmfusion.models.layers import blocks, recompute
@@ -62,7 +63,7 @@ class MultimodalModel(nn.Module):
         """Everything that objectives read."""
         tokens, rows = self.encode(batch.streams), batch.rows
         x = self.fusion(tokens, rows, self.decoder.embedding)
-        hidden = self.decoder(x, rows.document, rows.position)
+        hidden = self.decoder(x, Places(rows.document, rows.position, rows.answer))
         return Outputs(tokens, self._project(tokens), hidden, self.decoder.unembedding)
 
     def _project(self, tokens: Mapping[Modality, Tokens]) -> dict[Modality, Tensor]:

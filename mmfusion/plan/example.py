@@ -30,6 +30,7 @@ def micro_batch(data: Mapping[str, Any], samples: int, vocab: int) -> tuple[Batc
     """
     if (Path(data["root"]) / MANIFEST).is_file():
         module = config.build({**data, "batch_size": samples, "workers": 0})
+        module.prepare_data()
         module.setup("fit")
         (batch,) = next(iter(module.steps(0, 1))).batches
         return batch, f"the first {samples} samples of {data['root']}"
@@ -47,6 +48,7 @@ class _Pieces:
     """A tokenizer of `size` pieces to which every text is one of `length` pieces."""
 
     pad, begin, end, assistant = range(4)
+    user = begin
 
     def __init__(self, size: int, length: int) -> None:
         self.size, self.length = size, length

@@ -77,9 +77,9 @@ def card(shards: ShardSet, i: int) -> Card:
     except SkipSample as error:
         return dataclasses.replace(known, fault=str(error))
     known = dataclasses.replace(known, sample=sample, source=sample.source or known.source)
-    if sample.prompt:
+    if sample.answers is not None:
         answers = tuple((answer.score, _blocks(answer.parts)) for answer in sample.answers)
-        return dataclasses.replace(known, prompt=_blocks(sample.prompt), answers=answers)
+        return dataclasses.replace(known, prompt=_blocks(sample.parts), answers=answers)
     seen, folded = _folded(sample.parts[:SHOWN_PARTS])
     left_out = max(0, len(sample.parts) - SHOWN_PARTS)
     return dataclasses.replace(known, blocks=_blocks(seen), folded=_blocks(folded), left_out=left_out)

@@ -202,7 +202,7 @@ class TrainingModule(pl.LightningModule):
         losses, _ = self.losses(batch)
         total = torch.zeros((), device=self.device)
         for name, parts in losses.items():
-            for part in parts.values():
+            for part in (part for part in parts.values() if part.trained):
                 total = total + self._weights[name] * part.sum / max(1, batch.counts[name])
         if not torch.isfinite(total):
             keys = ", ".join(batch.keys)
@@ -236,7 +236,7 @@ class TrainingModule(pl.LightningModule):
         losses, outputs = self.losses(batch)
         for name, parts in losses.items():
             for label, part in parts.items():
-                self._validated[name, label].add(float(part.sum), part.count)
+                self._validated[name if part.trained else "", label].add(float(part.sum), part.count)
                 for source, (loss, count) in by_source(part, batch).items():
                     self._validated["", f"{label}/{source}"].add(loss, count)
         embeddings = outputs.embeddings if outputs else {}

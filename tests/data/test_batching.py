@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from sentencepiece import SentencePieceProcessor
 from tiny_media import small_patchify
 
 from mmfusion.data.batching import (
+    CHAT_TEMPLATE,
     TOO_LONG,
     Collate,
     Document,
@@ -66,36 +70,76 @@ def collate(tokenizer: SentencePieceTokenizer) -> Collate:
 def test_a_document_from_left_to_right(tokenizer: SentencePieceTokenizer) -> None:
     t = tokenizer
     shown: dict[int, tuple[Modality, Sequence[int]]] = {1: ("image", [5, 6]), 0: ("audio", [9])}
-    ids, labels, slot = lay_out(t, single([1, 0], [70, 71], [80, 81, 82]), shown)
+    laid = lay_out(t, single([1, 0], [70, 71], [80, 81, 82]), shown)
     image, audio = t.placeholder("image"), t.placeholder("audio")
-    assert ids == [t.begin, image, image, audio, 70, 71, t.assistant, 80, 81, 82, t.end]
-    #              0        1      2      3      4   5   6            7   8   9   10
-    assert labels == [IGNORE] * 6 + [80, 81, 82, t.end, IGNORE]
-    assert slot == [-1, 5, 6, 9] + [-1] * 7
+    assert laid.ids == [t.begin, image, image, audio, 70, 71, t.assistant, 80, 81, 82, t.end]
+    #                   0        1      2      3      4   5   6            7   8   9   10
+    assert laid.labels == [IGNORE] * 6 + [80, 81, 82, t.end, IGNORE]
+    assert laid.slot == [-1, 5, 6, 9] + [-1] * 7
+    assert (laid.position, laid.answer) == (list(range(11)), [0] * 11)
     opened = [t.begin, image, image, 70, t.assistant]
-    assert lay_out(t, single([1], [70], None), shown) == (opened, [IGNORE] * 5, [-1, 5, 6, -1, -1])
+    laid = lay_out(t, single([1], [70], None), shown)
+    assert (laid.ids, laid.labels, laid.slot) == (opened, [IGNORE] * 5, [-1, 5, 6, -1, -1])
 
 
 def test_a_conversation_from_left_to_right(tokenizer: SentencePieceTokenizer) -> None:
     """A picture and a question, then a question, a clip and a word, then one that waits for its answer."""
     t = tokenizer
     turns = Turn((0, (70,)), (80,)), Turn(((71,), 1, (72,)), (81, 82)), Turn(((73,),), None)
-    ids, labels, slot = lay_out(t, Document(turns), {0: ("image", [3, 4]), 1: ("audio", [7])})
+    laid = lay_out(t, Document(turns), {0: ("image", [3, 4]), 1: ("audio", [7])})
     image, audio = t.placeholder("image"), t.placeholder("audio")
     first = [t.begin, image, image, 70, t.assistant, 80, t.end]
     second = [t.user, 71, audio, 72, t.assistant, 81, 82, t.end]
-    assert ids == [*first, *second, t.user, 73, t.assistant]
-    assert labels == [IGNORE] * 4 + [80, t.end] + [IGNORE] * 5 + [81, 82, t.end] + [IGNORE] * 4
-    assert slot == [-1, 3, 4, -1, -1, -1, -1, -1, -1, 7, -1, -1, -1, -1, -1, -1, -1, -1]
-    assert document_length(Document(turns), {0: 2, 1: 1}) == len(ids)
+    assert laid.ids == [*first, *second, t.user, 73, t.assistant]
+    assert laid.labels == [IGNORE] * 4 + [80, t.end] + [IGNORE] * 5 + [81, 82, t.end] + [IGNORE] * 4
+    assert laid.slot == [-1, 3, 4, -1, -1, -1, -1, -1, -1, 7, -1, -1, -1, -1, -1, -1, -1, -1]
+    assert document_length(Document(turns), {0: 2, 1: 1}) == len(laid.ids)
+
+
+def test_several_answers_go_on_from_one_prompt(tokenizer: SentencePieceTokenizer) -> None:
+    t = tokenizer
+    document = Document((Turn((0, (70,)), None),), (((80, 81), 1.0), ((82,), 0.0)))
+    laid = lay_out(t, document, {0: ("image", [3, 4])})
+    image = t.placeholder("image")
+    assert laid.ids == [t.begin, image, image, 70, t.assistant, 80, 81, t.end, t.assistant, 82, t.end]
+    assert laid.labels == [IGNORE] * 4 + [80, 81, t.end, IGNORE, 82, t.end, IGNORE]
+    assert laid.position == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6]
+    assert laid.answer == [-1] * 4 + [0] * 4 + [1] * 3
+    assert document_length(document, {0: 2}) == len(laid.ids)
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from(["image", "audio", "What?", " ü "])), st.text(max_size=9))))
+def test_the_chat_template_says_the_same(tokenizer: SentencePieceTokenizer, said: list[tuple[list[str], str]]) -> None:
+    """With a part of one token for each placeholder; two texts side by side are one to a tokenizer."""
+    messages, turns, shown = [], [], {}
+    for asked, answer in said:
+        items: list[int | tuple[int, ...]] = []
+        content = []
+        for is_text, group in itertools.groupby(asked, key=lambda name: name not in ("image", "audio")):
+            names = list(group)
+            for name in () if is_text else names:
+                items.append(len(shown))
+                shown[len(shown)] = name, [0]
+                content.append({"type": name})
+            if is_text:
+                items.append(tuple(tokenizer.encode("".join(names))))
+                content.append({"type": "text", "text": "".join(names)})
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        turns.append(Turn(tuple(items), tuple(tokenizer.encode(answer))))
+    template = ImmutableSandboxedEnvironment().from_string(CHAT_TEMPLATE.read_text())
+    rendered = template.render(messages=messages)
+    ids = lay_out(tokenizer, Document(tuple(turns)), shown).ids
+    pieces = SentencePieceProcessor(model_file=str(tokenizer.path))
+    assert ids == pieces.EncodeAsIds(rendered)
 
 
 def test_what_is_labelled_is_what_comes_next(tokenizer: SentencePieceTokenizer) -> None:
-    ids, labels, _ = lay_out(tokenizer, single([0], [70], [80, 81]), {0: ("sensor", range(3))})
-    for i, label in enumerate(labels):
+    laid = lay_out(tokenizer, single([0], [70], [80, 81]), {0: ("sensor", range(3))})
+    for i, label in enumerate(laid.labels):
         if label != IGNORE:
-            assert label == ids[i + 1]
-    assert sum(label != IGNORE for label in labels) == 3
+            assert label == laid.ids[i + 1]
+    assert sum(label != IGNORE for label in laid.labels) == 3
 
 
 def test_rows_are_filled_longest_first() -> None:
@@ -151,7 +195,17 @@ def test_a_batch_by_hand(collate: Collate, tokenizer: SentencePieceTokenizer) ->
     assert rows.document.tolist() == [[0] * 9 + [-1] * 3, [1] * 6 + [-1] * 6]
     assert rows.position.tolist() == [[*range(9), 0, 0, 0], [*range(6), 0, 0, 0, 0, 0, 0]]
     assert rows.slot.tolist() == [[-1, 3, 4, 2] + [-1] * 8, [-1, 0, 1] + [-1] * 9]
-    assert (rows.owner.tolist(), rows.answer.tolist(), rows.score.tolist()) == ([0, 1], [0, 0], [1.0, 1.0])
+    assert rows.answer.tolist() == rows.document.tolist()
+    assert (rows.owner.tolist(), rows.of.tolist(), rows.score.tolist()) == ([0, 1], [0, 1], [1.0, 1.0])
+
+
+def test_answers_are_counted_over_the_batch(collate: Collate) -> None:
+    two = Document((Turn(((70,),), None),), (((80,), 1.0), ((81, 82), 0.0)))
+    rows = collate([prepared("a", [], single([], [], [80])), prepared("b", [], two)]).rows
+    assert (rows.owner.tolist(), rows.of.tolist(), rows.score.tolist()) == ([0, 1], [0, 1, 1], [1, 1, 0])
+    assert rows.answer.tolist() == [[-1] * 2 + [1] * 3 + [2] * 4 + [-1] * 3, [0] * 4 + [-1] * 8]
+    assert rows.document.tolist() == [[1] * 9 + [-1] * 3, [0] * 4 + [-1] * 8]
+    assert rows.position.tolist() == [[0, 1, 2, 3, 4, 2, 3, 4, 5, 0, 0, 0], [0, 1, 2, 3] + [0] * 8]
 
 
 def test_the_dummy_parts_token_is_counted(collate: Collate) -> None:
@@ -220,10 +274,12 @@ def test_slots_hold_their_owners_tokens(collate: Collate, sizes: list[list[tuple
 
 def test_lengths_are_known_before_they_are_laid_out(tokenizer: SentencePieceTokenizer) -> None:
     parts = [picture(5, padding=3), clip(3)]
+    tokens = tokens_of(parts)
     for document in (single([0, 1], [70], [80, 81]), single([], [], None), single([1], [], [80])):
-        tokens = tokens_of(parts)
-        shown = {i: (name, range(tokens[i])) for i, (name, _) in enumerate(parts)}
-        assert document_length(document, tokens) == len(lay_out(tokenizer, document, shown)[0])
+        shown: dict[int, tuple[Modality, Sequence[int]]] = {
+            i: (name, range(tokens[i])) for i, (name, _) in enumerate(parts)
+        }
+        assert document_length(document, tokens) == len(lay_out(tokenizer, document, shown).ids)
 
 
 def test_series_of_few_channels_beside_many(tokenizer: SentencePieceTokenizer) -> None:

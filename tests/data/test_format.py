@@ -62,7 +62,7 @@ common = {"labels": st.dictionaries(name, word, max_size=3), "source": st.none()
 samples = st.builds(Sample, key=name, parts=parts, **common) | st.builds(
     Sample,
     key=name,
-    prompt=parts,
+    parts=parts,
     answers=st.lists(st.builds(Answer, parts=parts, score=number), max_size=2).map(tuple),
     check=st.none() | word,
     **common,

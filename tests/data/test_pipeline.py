@@ -12,9 +12,9 @@ from tiny_media import picture_sample, small_patchify, small_pipeline, spoken_sa
 from mmfusion.data.batching import TOO_LONG, Document, Turn
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.order import stable_hash
-from mmfusion.data.pipeline import UNANSWERED, Pipeline, concept_of
+from mmfusion.data.pipeline import EQUAL, UNANSWERED, Pipeline, concept_of
 from mmfusion.data.tokenizer import SentencePieceTokenizer
-from mmfusion.types import IGNORE, Part, Sample, SkipSample
+from mmfusion.types import IGNORE, Answer, Part, Sample, SkipSample
 
 PICTURE, SPOKEN, WATCH = (decode_sample(s) for s in (picture_sample(0), spoken_sample(0), watch_sample(0)))
 
@@ -157,8 +157,8 @@ def test_a_conversation_is_one_document_of_its_turns(pipeline: Pipeline) -> None
 
 def test_a_conversation_that_is_too_long_loses_its_last_turns_whole(tokenizer: SentencePieceTokenizer) -> None:
     talk = turns_of(PICTURE.parts[0], "What?", ">a goose", SPOKEN.parts[1], "And this?", ">" + "Gans " * 30)
-    pipeline = small_pipeline(tokenizer)
-    whole = pipeline.prepare(talk, 0, 0).documents[0]
+    roomy = Pipeline(tokenizer=tokenizer, patchify=small_patchify(), row_length=512)
+    whole = roomy.prepare(talk, 0, 0).documents[0]
     assert len(whole.turns) == 2
     cut = Pipeline(tokenizer=tokenizer, patchify=small_patchify(), row_length=30)
     assert cut.prepare(talk, 0, 0).documents == (Document(whole.turns[:1]),)
@@ -170,8 +170,27 @@ def test_a_conversation_that_is_too_long_loses_its_last_turns_whole(tokenizer: S
 
 def test_what_cannot_be_said_is_no_answer(pipeline: Pipeline) -> None:
     shown = dataclasses.replace(PICTURE.parts[0], role="assistant")
-    with pytest.raises(SkipSample, match="assistant's part is no text"):
+    with pytest.raises(SkipSample, match="an answer is no text"):
         pipeline.prepare(Sample(key="x", parts=(Part(type="text", role="user", text="Draw."), shown)), 0, 0)
+
+
+def preferred(*answers: tuple[str, float]) -> Sample:
+    """A picture and a question, the answers to which have scores."""
+    made = tuple(Answer(parts=(Part(type="text", text=text),), score=score) for text, score in answers)
+    return Sample(key="p", parts=(PICTURE.parts[0], Part(type="text", text="What?")), answers=made)
+
+
+def test_a_preference_is_one_document_of_several_answers(pipeline: Pipeline) -> None:
+    encode = pipeline.tokenizer.encode
+    asked = Turn((0, tuple(encode("What?"))), None)
+    (made,) = pipeline.prepare(preferred(("goose", 1), ("duck", 0)), 0, 0).documents
+    assert made == Document((asked,), ((tuple(encode("goose")), 1), (tuple(encode("duck")), 0)))
+    assert pipeline.prepare(preferred(("goose", 1)), 0, 0, documents="open").documents == (Document((asked,)),)
+    assert pipeline.prepare(preferred(), 0, 0).documents == (Document((asked,)),)  # for a reward that is computed
+    with pytest.raises(SkipSample, match=EQUAL):
+        pipeline.prepare(preferred(("goose", 1), ("goose", 0)), 0, 0)
+    with pytest.raises(SkipSample, match=TOO_LONG):
+        pipeline.prepare(preferred(("goose", 1), ("goose " * 100, 0)), 0, 0)
 
 
 def test_parts_that_no_encoder_reads_are_left_out_before_decoding(tokenizer: SentencePieceTokenizer) -> None:

@@ -67,7 +67,7 @@ def test_parts_of_answers_count_and_conversations_are_told(tmp_path: Path) -> No
     said = Part(type="text", lang="en", text="A goose.")
     clip = Part(type="audio", file="a.wav", data=sound(tone()))
     choice = Sample(
-        key="c", prompt=(said,), answers=(Answer(parts=(clip,), score=1.0), Answer(parts=(said,), score=0.0))
+        key="c", parts=(said,), answers=(Answer(parts=(clip,), score=1.0), Answer(parts=(said,), score=0.0))
     )
     talk = Sample(key="t", parts=(dataclasses.replace(said, role="user"),))
     write_set(tmp_path, {"a.tar": ("train", [choice, talk])})

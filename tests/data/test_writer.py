@@ -56,10 +56,11 @@ def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
 def test_a_preference_and_names_in_any_script(tmp_path: Path) -> None:
     answer = Answer(parts=(Part(type="audio", file="b.wav", data=sound(tone())),), score=0.0)
     prompt = (Part(type="image", file="png", data=png()), Part(type="text", text="何ですか", lang="ja"))
-    sample = Sample(key="がちょう", prompt=prompt, answers=(answer,), labels={"concept": "goose"})
+    sample = Sample(key="がちょう", parts=prompt, answers=(answer,), labels={"concept": "goose"})
     write_shard(tmp_path / "a.tar", [sample], split="train")
     read = ShardIndex(tmp_path / "a.tar").read(0)
     assert dataclasses.replace(read, url="") == sample
+    assert read.answers
     assert read.answers[0].parts[0].data == answer.parts[0].data
 
 

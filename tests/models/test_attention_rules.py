@@ -46,6 +46,15 @@ def test_keys_are_judged_by_place_wherever_they_lie():
     assert mask(CausalWindow(window=1, sink=1), query, keys) == ["00101"]
 
 
+def test_each_answer_sees_the_prompt_and_itself():
+    """Two answers of two pieces each to a prompt of two, and a document of one answer."""
+    tree = Places(*torch.tensor([[[3] * 6 + [4] * 2], [[0, 1, 2, 3, 2, 3, 0, 1]], [[-1, -1, 7, 7, 8, 8, 9, 9]]]))
+    assert mask(Causal() & Document(), tree) == [
+        "10000000", "11000000", "11100000", "11110000", "11001000", "11001100", "00000010", "00000011"
+    ]  # fmt: skip
+    assert mask(CausalWindow(window=1, sink=1), tree)[5] == "10000100"
+
+
 def test_no_query_is_left_without_a_key():
     allowed = CausalWindow(window=1, sink=0)(PACKED, PACKED)
     assert allowed.any(dim=-1).all()

@@ -85,7 +85,7 @@ def by_hand(model: Decoder, x: Tensor) -> list[list[float]]:
 def test_the_decoder_is_its_equations(executor: ExecutorName):
     model = decoder(executor)
     x = torch.randn(1, 5, 12, dtype=torch.float64)
-    got = model(x, DOCUMENT[:, :5], POSITION[:, :5])
+    got = model(x, Places(DOCUMENT[:, :5], POSITION[:, :5]))
     torch.testing.assert_close(got[0], torch.tensor(by_hand(model, x[0]), dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_what_each_piece_depends_on():
     """d hidden[i] / d x[j] is not zero exactly where two layers of the rule lead from j to i."""
     model = decoder()
     x = torch.randn(1, 10, 12, dtype=torch.float64, requires_grad=True)
-    hidden = model(x, DOCUMENT, POSITION)
+    hidden = model(x, Places(DOCUMENT, POSITION))
     places = Places(DOCUMENT, POSITION)
     allowed = CausalWindow(window=2, sink=1)(places, places)[0].double()
     reach = (allowed @ allowed) > 0
@@ -105,11 +105,11 @@ def test_what_each_piece_depends_on():
 def test_a_later_piece_or_another_document_changes_no_earlier_logit():
     model = decoder()
     ids = torch.randint(0, 11, (1, 10))
-    before = model(model.embedding(ids), DOCUMENT, POSITION) @ model.unembedding.T
+    before = model(model.embedding(ids), Places(DOCUMENT, POSITION)) @ model.unembedding.T
     for changed in range(10):
         other = ids.clone()
         other[0, changed] = (other[0, changed] + 1) % 11
-        after = model(model.embedding(other), DOCUMENT, POSITION) @ model.unembedding.T
+        after = model(model.embedding(other), Places(DOCUMENT, POSITION)) @ model.unembedding.T
         same = (DOCUMENT[0] != DOCUMENT[0, changed]) | (torch.arange(10) < changed)
         same &= DOCUMENT[0] >= 0  # what padding says, nobody reads
         assert torch.equal(after[0, same], before[0, same]), changed
@@ -119,9 +119,21 @@ def test_a_later_piece_or_another_document_changes_no_earlier_logit():
 def test_packed_as_alone():
     model = decoder()
     x = torch.randn(1, 10, 12, dtype=torch.float64)
-    packed = model(x, DOCUMENT, POSITION)
-    alone = model(x[:, 5:8], torch.zeros(1, 3, dtype=torch.int64), torch.arange(3)[None])
+    packed = model(x, Places(DOCUMENT, POSITION))
+    alone = model(x[:, 5:8], Places(torch.zeros(1, 3, dtype=torch.int64), torch.arange(3)[None]))
     torch.testing.assert_close(packed[:, 5:8], alone, rtol=1e-10, atol=1e-12)
+
+
+def test_each_of_several_answers_is_as_alone():
+    """A prompt of four pieces and answers of three and two to it, in one row."""
+    model = decoder()
+    x = torch.randn(1, 9, 12, dtype=torch.float64)
+    position, answer = [0, 1, 2, 3, 4, 5, 6, 4, 5], [-1] * 4 + [0] * 3 + [1] * 2
+    together = model(x, Places(torch.zeros(1, 9, dtype=torch.int64), torch.tensor([position]), torch.tensor([answer])))
+    for places in ([0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 7, 8]):
+        zero = torch.zeros(1, len(places), dtype=torch.int64)
+        alone = model(x[:, places], Places(zero, torch.arange(len(places))[None]))
+        torch.testing.assert_close(together[:, places], alone, rtol=1e-10, atol=1e-12)
 
 
 def test_executors_agree_through_the_whole_decoder():
@@ -129,7 +141,7 @@ def test_executors_agree_through_the_whole_decoder():
     for executor in ("reference", "sdpa"):
         model = decoder("reference" if executor == "reference" else "sdpa")
         ids = torch.arange(10)[None] % 11
-        model(model.embedding(ids), DOCUMENT, POSITION).square().sum().backward()
+        model(model.embedding(ids), Places(DOCUMENT, POSITION)).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     for reference, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, reference, rtol=1e-8, atol=1e-10)

@@ -33,7 +33,8 @@ def uncached(model: MultimodalModel, batch: Batch, max_new: int, temperature: fl
         rows = batch.rows
         length = int((rows.document[k] >= 0).sum())
         one = {name: getattr(rows, name)[k : k + 1, :length] for name in ("ids", "labels", "position", "slot")}
-        row = dataclasses.replace(rows, document=torch.full((1, length), k), **one)
+        whole = torch.full((1, length), k)
+        row = dataclasses.replace(rows, document=whole, answer=whole, **one)
         new: list[int] = []
         for step in range(max_new):
             outputs = model(dataclasses.replace(batch, rows=row))
@@ -42,7 +43,7 @@ def uncached(model: MultimodalModel, batch: Batch, max_new: int, temperature: fl
             if piece == END:
                 break
             new.append(piece)
-            more = {"ids": piece, "labels": IGNORE, "document": k, "position": length + step, "slot": -1}
+            more = {"ids": piece, "labels": IGNORE, "document": k, "answer": k, "position": length + step, "slot": -1}
             grown = {n: torch.cat([getattr(row, n), torch.tensor([[v]])], dim=1) for n, v in more.items()}
             row = dataclasses.replace(row, **grown)
         said.append(new)

@@ -101,9 +101,8 @@ def test_a_modality_without_head_has_no_embedding():
 
 def test_a_batch_without_rows():
     model, batch = tiny_model(), tiny_batch()
-    none = dataclasses.replace(
-        batch.rows, **{f: getattr(batch.rows, f)[:0] for f in ("ids", "labels", "document", "position", "slot")}
-    )
+    places = ("ids", "labels", "document", "position", "slot", "answer")
+    none = dataclasses.replace(batch.rows, **{name: getattr(batch.rows, name)[:0] for name in places})
     outputs = model(dataclasses.replace(batch, rows=none))
     assert outputs.hidden.shape == (0, batch.rows.ids.shape[1], 24)
 

@@ -115,9 +115,9 @@ def pack(documents: Sequence[tuple[int, Sequence[int], Sequence[int]]], length: 
         rows[-1] += cells
     full = [row + [[0, IGNORE, -1, 0, -1]] * (length - len(row)) for row in rows]
     ids, labels, document, position, slot = torch.tensor(full).unbind(-1)
-    K = len(documents)
     owner = torch.tensor([owner for owner, _, _ in documents], dtype=torch.int64)
-    return Rows(ids, labels, document, position, slot, owner, torch.zeros(K, dtype=torch.int64), torch.ones(K))
+    of = torch.arange(len(documents))
+    return Rows(ids, labels, document, position, slot, document, owner, of, torch.ones(len(documents)))
 
 
 def tiny_batch(absent: Sequence[Modality] = ()) -> Batch:

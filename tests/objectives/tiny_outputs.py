@@ -19,9 +19,10 @@ def batch(owners: Mapping[Modality, Sequence[int]], concept: Sequence[int], labe
     streams: dict[Modality, Patches] = {name: patches(owner) for name, owner in owners.items()}
     labels = torch.full((1, 2), -100) if labels is None else labels
     zero = torch.zeros_like(labels)
+    document = zero - 1 + len(documents)
     return Batch(
         streams=streams,
-        rows=Rows(zero, labels, zero - 1 + len(documents), zero, zero - 1, documents, documents, documents.float()),
+        rows=Rows(zero, labels, document, zero, zero - 1, document, documents, documents, documents.float()),
         keys=tuple(map(str, concept)),
         concept=torch.tensor(concept, dtype=torch.int64),
         seeds=torch.arange(len(concept)),

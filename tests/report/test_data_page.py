@@ -60,7 +60,7 @@ SAMPLES = (
     Sample(key="many", parts=(picture(8, 8), *(text(f"word {i}", lang="en") for i in range(30))), source="a"),
     Sample(key="palm", parts=(series(800, 16),), labels={HOSTILE: HOSTILE}, source=HOSTILE),
     Sample(key="talk", parts=(text("What?", role="user"), text("This " * 300, role="assistant")), source="b"),
-    Sample(key="choice", prompt=(text("Which?"),), source="b", check="exact",
+    Sample(key="choice", parts=(text("Which?"),), source="b", check="exact",
            answers=(Answer(parts=(text("One."),), score=1.0), Answer(parts=(clip(WAVE[:800]),), score=-0.5))),
     Sample(key="unit", parts=(series(9, 1, "furlong"),), source="b"),
     Sample(key="cut", parts=(Part(type="image", file="png", data=picture(99, 99).data[:90]),), source="b"),  # pyright: ignore[reportOptionalSubscript]

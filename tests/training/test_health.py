@@ -27,8 +27,8 @@ def test_padding_is_the_share_of_places_that_hold_nothing() -> None:
     patches = Patches(values=nothing, coords=nothing, valid=valid, owner=torch.tensor([0, 1]))
     document = torch.tensor([[0, 0, 1, -1, -1]])
     rows = Rows(
-        ids=nothing, labels=nothing, document=document, position=nothing, slot=nothing, owner=nothing,
-        answer=nothing, score=nothing,
+        ids=nothing, labels=nothing, document=document, position=nothing, slot=nothing, answer=nothing,
+        owner=nothing, of=nothing, score=nothing,
     )  # fmt: skip
     batch = Batch(streams={"image": patches}, rows=rows, keys=("a", "b"), concept=nothing, seeds=nothing)
     assert padding(batch) == pytest.approx({"image": 3 / 8, "rows": 2 / 5})

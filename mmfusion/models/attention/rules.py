@@ -17,10 +17,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Places:
-    """Where pieces stand: document[R, L] (any integers; -1 for padding) and position[R, L] within the document."""
+    """Where pieces stand: document[R, L] (any integers; -1 for padding) and position[R, L] within the document.
+
+    answer[R, L] tells the answers to one prompt apart, -1 is the prompt; without it no document has several.
+    """
 
     document: Tensor
     position: Tensor
+    answer: Tensor | None = None
 
 
 class Rule(ABC):
@@ -69,13 +73,17 @@ class Causal(Rule):
 
 @dataclass(frozen=True)
 class Document(Rule):
-    """Only keys of the query's own document.
+    """Only keys of the query's own document, but for those of another answer than its own.
 
     Padding is a document like any other (-1): it sees itself and nothing else sees it, so that no softmax is empty.
     """
 
     def __call__(self, query: Places, key: Places) -> Tensor:
-        return query.document[:, :, None] == key.document[:, None, :]
+        own = query.document[:, :, None] == key.document[:, None, :]
+        if query.answer is None or key.answer is None:
+            return own
+        other = (key.answer[:, None, :] >= 0) & (query.answer[:, :, None] != key.answer[:, None, :])
+        return own & ~other
 
 
 @dataclass(frozen=True)

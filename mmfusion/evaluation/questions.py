@@ -1,0 +1,140 @@
+"""Conversations asked turn by turn: is the answer the right one, word for word?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Gt
+
+from mmfusion.data.series import array_of
+from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, by_hash
+from mmfusion.evaluation.together import cluster_of
+from mmfusion.evaluation.wording import exact
+from mmfusion.types import Part, Sample
+
+UNNAMED = "question"  # the kind of those whose text has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One turn on its own: all that was shown up to it and the question, and what is to be said."""
+
+    sample: Sample
+    number: int
+    kind: str
+    prompt: tuple[Part, ...]
+    answer: str
+
+    @property
+    def shown(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.prompt if part.type != "text")
+
+    @property
+    def modality(self) -> str:
+        """What is asked about: `image`, `audio and image`; `text` where nothing is shown."""
+        return " and ".join(sorted({part.type for part in self.shown})) or "text"
+
+
+def questions(sample: Sample) -> Iterator[Asked]:
+    """The turns of a conversation that have an answer, without the answers before."""
+    shown: list[Part] = []
+    asked: list[Part] = []
+    for number, part in enumerate(sample.parts):
+        if part.role == "assistant":
+            if part.text and asked:
+                kind = next((p.kind for p in asked if p.kind), None) or UNNAMED
+                yield Asked(sample, number, kind, (*shown, *asked), part.text)
+            asked = []
+        else:
+            (asked if part.type == "text" else shown).append(part)
+
+
+def answers(
+    bench: Bench,
+    *,
+    source: str | None = None,
+    limit: Annotated[int, Gt(1)] = 256,
+    max_new: Annotated[int, Gt(0)] = 24,
+) -> Result:
+    """What the decoder answers to up to 256 questions of each kind, each on its own: exact but for case and blanks.
+
+    Beside it stand the same model shown nothing (a black picture, silence, a series of zeros) and the commonest answer
+    to such questions in training. Chance is the answer to another question of the kind. A line for each modality that
+    is asked about, then one for each kind of question.
+    """
+    chosen = _chosen(bench, source, limit)
+    if len(chosen) < 2:
+        raise Lacking(f"fewer than two questions in conversations in split {bench.split!r}")
+    common = _commonest(bench, source)
+    right = [(asked.answer,) for asked in chosen]
+    values = exact(_say(bench, chosen, max_new), right)
+    beside = {
+        "blank input": exact(_say(bench, [_blank(bench, asked) for asked in chosen], max_new), right),
+        "commonest answer": exact([common.get(asked.kind, "") for asked in chosen], right),
+    }
+    outcomes = []
+    for name in ("modality", "kind"):
+        of = [getattr(asked, name) for asked in chosen]
+        for group in dict.fromkeys(of):
+            rows = [i for i, own in enumerate(of) if own == group]
+            if len(rows) < 2:
+                continue
+            others = [right[i] for i in (*rows[1:], rows[0])]
+            outcomes.append(
+                Outcome(
+                    f"about {group}, exact" if name == "modality" else f"{group}, exact",
+                    values[rows],
+                    tuple(_cluster(chosen[i]) for i in rows),
+                    float(exact([answer for (answer,) in others], [right[i] for i in rows]).mean()),
+                    {baseline: of_each[rows] for baseline, of_each in beside.items()},
+                )
+            )
+    return Result(tuple(outcomes))
+
+
+def _chosen(bench: Bench, source: str | None, limit: int) -> list[Asked]:
+    """Up to `limit` of each kind, in the order of a hash, all of whose parts can be read."""
+    found = [asked for sample in bench.samples(bench.split, source) for asked in questions(sample)]
+    found.sort(key=lambda asked: by_hash(f"{asked.sample.key} {asked.number}"))
+    kept: Counter[str] = Counter()
+    chosen = []
+    reads: Sequence[str] = bench.model.modalities
+    for asked in found:
+        readable = all(p.type in reads and bench.decoded(p) is not None for p in asked.shown)
+        if kept[asked.kind] < limit and readable:
+            kept[asked.kind] += 1
+            chosen.append(asked)
+    return sorted(chosen, key=lambda asked: (asked.modality, asked.kind))
+
+
+def _commonest(bench: Bench, source: str | None) -> dict[str, str]:
+    """By kind, the answer that most such questions in training have; of equals the first."""
+    found: dict[str, Counter[str]] = {}
+    for sample in bench.samples("train", source):
+        for asked in questions(sample):
+            found.setdefault(asked.kind, Counter())[asked.answer] += 1
+    return {kind: counts.most_common(1)[0][0] for kind, counts in found.items()}
+
+
+def _say(bench: Bench, asked: Sequence[Asked], max_new: int) -> list[str]:
+    prompts = [[part for p in one.prompt if (part := bench.decoded(p)) is not None] for one in asked]
+    return bench.model.generate_parts(prompts, "", max_new)
+
+
+def _blank(bench: Bench, asked: Asked) -> Asked:
+    """The same question about parts of the same shapes that show nothing."""
+    prompt = []
+    for part in asked.prompt:
+        decoded = part if part.type == "text" else bench.decoded(part)
+        if decoded is not None and decoded.data is not None:
+            decoded = dataclasses.replace(decoded, data=np.zeros_like(array_of(decoded)))
+        prompt.append(decoded or part)
+    return dataclasses.replace(asked, prompt=tuple(prompt))
+
+
+def _cluster(asked: Asked) -> str:
+    return cluster_of(asked.sample, asked.shown[0]) if asked.shown else asked.sample.key

@@ -1,0 +1,112 @@
+"""Questions asked of a model whose every answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_world import flac, png, write_world
+
+from mmfusion.data.series import array_of
+from mmfusion.data.writer import write_manifest, write_shard
+from mmfusion.evaluation.bench import Bench, Lacking
+from mmfusion.evaluation.questions import answers, questions
+from mmfusion.types import Modality, Part, Sample
+
+
+class Knowing:
+    """Says the first value of a picture or a clip where it is not zero, "nothing" where it is; told what was asked."""
+
+    modalities: tuple[Modality, ...] = ("image", "audio", "text")
+
+    def __init__(self) -> None:
+        self.prompts: list[list[Part]] = []
+
+    def embed_parts(self, parts: Sequence[Part]) -> np.ndarray:
+        raise NotImplementedError
+
+    def generate_parts(self, prompts: Sequence[Sequence[Part]], language: str, max_new: int) -> list[str]:
+        assert language == ""
+        self.prompts += [list(prompt) for prompt in prompts]
+        return [self._says([part for part in prompt if part.type != "text"]) for prompt in prompts]
+
+    def _says(self, shown: Sequence[Part]) -> str:
+        values = [float(np.abs(array_of(part)).max()) for part in shown]
+        return "nothing" if not any(values) else " and ".join(part.type for part in shown).upper()
+
+
+def ask(text: str, kind: str | None = None) -> Part:
+    return Part(type="text", role="user", text=text, kind=kind)
+
+
+def say(text: str) -> Part:
+    return Part(type="text", role="assistant", text=text)
+
+
+PICTURE = Part(type="image", file="png", role="user", data=png(10))
+CLIP = Part(type="audio", file="flac", role="user", data=flac(20))
+
+
+def talks(split: str) -> list[Sample]:
+    turns = [
+        (PICTURE, ask("What?", "name"), say("image"), CLIP, ask("Both?", "match"), say("image and audio")),
+        (PICTURE, ask("What else?", "name"), say("a cat"), ask("Sure?"), say("image")),
+    ]
+    return [Sample(key=f"{split}{i}", parts=parts, labels={"concept": str(i)}) for i, parts in enumerate(turns)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("talks")
+    train = [dataclasses.replace(one, parts=(PICTURE, ask("What?", "name"), say("a cat"))) for one in talks("train")]
+    splits = {"train": train, "test": talks("test") + talks("more")}
+    write_manifest(root, [write_shard(root / f"{s}.tar", of, split=s) for s, of in splits.items()])
+    return root
+
+
+def test_a_question_stands_alone_with_all_that_was_shown() -> None:
+    first, second = questions(talks("x")[0])
+    assert (first.kind, first.modality, first.answer) == ("name", "image", "image")
+    assert first.prompt == (PICTURE, ask("What?", "name"))
+    assert second.prompt == (PICTURE, CLIP, ask("Both?", "match"))
+    assert (second.kind, second.modality) == ("match", "audio and image")
+    assert [asked.kind for asked in questions(talks("x")[1])] == ["name", "question"]
+    waiting = Sample(key="w", parts=(PICTURE, ask("What?")))
+    assert list(questions(waiting)) == []
+
+
+def test_right_answers_beside_a_blank_input_and_the_commonest_answer(root: Path) -> None:
+    model = Knowing()
+    found = {outcome.metric: outcome for outcome in answers(Bench(model, root)).outcomes}
+    about = ["about audio and image, exact", "about image, exact"]
+    assert list(found) == [*about, "match, exact", "name, exact", "question, exact"]
+    name = found["name, exact"]
+    assert sorted(zip(name.clusters, name.values.tolist(), strict=True)) == [("0", 1), ("0", 1), ("1", 0), ("1", 0)]
+    assert name.baselines["blank input"].tolist() == [0] * 4
+    assert sorted(name.baselines["commonest answer"].tolist()) == [0, 0, 1, 1]  # "a cat", of training
+    assert found["about image, exact"].values.mean() == pytest.approx(4 / 6)
+    assert found["match, exact"].values.tolist() == [1, 1]
+    assert found["match, exact"].chance == 1  # both are answered alike
+    blank = [prompt for prompt in model.prompts if not array_of(prompt[0]).any()]
+    assert len(blank) == len(model.prompts) / 2
+    assert {prompt[-1].text for prompt in blank} == {"What?", "What else?", "Both?", "Sure?"}
+
+
+def test_at_most_so_many_of_each_kind_the_same_each_time(root: Path) -> None:
+    twice = [answers(Bench(Knowing(), root), limit=2).outcomes for _ in range(2)]
+    assert [len(outcome.values) for outcome in twice[0] if outcome.metric == "name, exact"] == [2]
+    assert [outcome.clusters for outcome in twice[0]] == [outcome.clusters for outcome in twice[1]]
+
+
+def test_what_the_model_cannot_read_is_not_asked(root: Path) -> None:
+    model = Knowing()
+    model.modalities = ("image", "text")
+    assert "match, exact" not in {outcome.metric for outcome in answers(Bench(model, root)).outcomes}
+
+
+def test_without_conversations_it_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(Lacking, match="fewer than two questions in conversations in split 'test'"):
+        answers(Bench(Knowing(), write_world(tmp_path)))
