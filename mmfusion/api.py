@@ -21,11 +21,13 @@ import torch
 
 from mmfusion import checkpoint
 from mmfusion.config import ConfigError, build, check, near
+from mmfusion.converters import lora
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.inputs import Describing, Description, InputError, Inputs, Things, checked_text, part_of
 from mmfusion.models.generate import generate, stream
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.objectives.preference import log_probability_of_answers
 from mmfusion.types import MODALITIES, Batch, Modality, Part, Sample, SkipSample
 
 BATCH = 128  # parts or prompts that go through the model at once
@@ -188,6 +190,26 @@ class Model:
     def generate_parts(self, prompts: Sequence[Sequence[Part]], language: str, max_new: int) -> list[str]:
         """What the decoder says, greedily, in `language` about each prompt's decoded parts."""
         return self._say(prompts, {"language": language}, max_new=max_new)
+
+    def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
+        """log p in nats of each answer of decoded preferences, [answers], and without adapters where the model has any.
+
+        Raises InputError for one that cannot be used.
+        """
+        scored: list[tuple[np.ndarray, ...]] = []
+        for chunk in _chunks(samples):
+            batch = self._batch(chunk, documents="all")
+            passes = [self._log_probability(batch)]
+            if lora.names(self.network):
+                with lora.switched_off(self.network):
+                    passes.append(self._log_probability(batch))
+            ends = torch.bincount(batch.rows.of, minlength=len(chunk)).cumsum(0)[:-1].tolist()
+            scored += zip(*(np.split(one, ends) for one in passes), strict=True)
+        return scored
+
+    @torch.inference_mode()
+    def _log_probability(self, batch: Batch) -> np.ndarray:
+        return log_probability_of_answers(self.network(batch), batch.rows)[0].float().cpu().numpy()
 
     def _say(self, things: Sequence[Sequence[Part]], asked: Mapping[str, str | None], **sampling: Any) -> list[str]:
         said: list[str] = []

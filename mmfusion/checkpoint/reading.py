@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from mmfusion.checkpoint.adapter import load_adapter
 from mmfusion.checkpoint.layout import (
+    ADAPTER,
     CONFIG,
     FORMAT,
     HASHED,
@@ -23,6 +25,7 @@ from mmfusion.checkpoint.layout import (
 from mmfusion.checkpoint.trust import Allowed, buildable, check_buildable, entries
 from mmfusion.checkpoint.weights import fill_from, read_header
 from mmfusion.config import ConfigError, build, leaves
+from mmfusion.converters import lora
 from mmfusion.runs import plain
 
 
@@ -51,14 +54,25 @@ def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{folder / CONFIG}: model is a {type(model).__name__}, no module; was it edited?")
     fill_from(model, stored, folder / WEIGHTS)
+    if (folder / ADAPTER).exists():
+        load_adapter(folder / ADAPTER, model, sha256(folder / WEIGHTS))
     return model.eval(), config
 
 
 def fill(model: nn.Module, folder: Path) -> None:
-    """Copy a checkpoint's weights into a model built like it. Raises CheckpointError for a tensor that does not fit."""
+    """Copy a checkpoint's weights into a model built like it, those of its adapter added to them.
+
+    Raises CheckpointError for a tensor that does not fit.
+    """
     folder = locate(folder)
     _check_hashes(folder)
     fill_from(model, read_header(folder / WEIGHTS), folder / WEIGHTS)
+    if (folder / ADAPTER).exists():
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        load_adapter(folder / ADAPTER, model, sha256(folder / WEIGHTS))
+        lora.merge(model)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(name in trained)
 
 
 def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmfusion import __version__, runs
+from mmfusion.checkpoint.adapter import save_adapter
 from mmfusion.checkpoint.layout import (
+    ADAPTER,
     CARD,
     CONFIG,
     FORMAT,
@@ -30,6 +32,7 @@ from mmfusion.checkpoint.layout import (
     sha256,
 )
 from mmfusion.checkpoint.weights import once
+from mmfusion.converters import lora
 from mmfusion.data.batching import CHAT_TEMPLATE
 from mmfusion.data.shards import MANIFEST
 
@@ -40,7 +43,7 @@ def save(
     """Write a checkpoint folder through a temporary one beside it: `folder` holds the old one or the new one, whole.
 
     `config` has the resolved nodes `model` and `pipeline`; the tokenizer of the latter is the one beside it. A tensor
-    that two names share is written under the first.
+    that two names share is written under the first. Adapters stand apart from the weights that they were trained with.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
@@ -50,9 +53,12 @@ def save(
         pipeline = {name: value for name, value in config["pipeline"].items() if name != "tokenizer"}
         tree = {"format": FORMAT, **config, "pipeline": pipeline}
         (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        save_file({n: t.detach().cpu().contiguous() for n, t in once(model).items()}, draft / WEIGHTS)
+        state = lora.base_state(once(model))
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, draft / WEIGHTS)
         shutil.copyfile(tokenizer, draft / TOKENIZER)
         shutil.copyfile(CHAT_TEMPLATE, draft / TEMPLATE)
+        if lora.names(model):
+            save_adapter(draft / ADAPTER, model, sha256(draft / WEIGHTS))
         hashes = {name: sha256(draft / name) for name in HASHED}
         _write_json(draft / LINEAGE, {**lineage, "files": hashes})
         (draft / CARD).write_text(card, encoding="utf-8")
@@ -99,7 +105,7 @@ def data_of(root: Path) -> dict[str, Any]:
 
 def _swap(draft: Path, folder: Path) -> None:
     """Put `draft` in the place of `folder`; killed in between, the old one stands `aside`, where `load` looks."""
-    for path in (*draft.iterdir(), draft):
+    for path in (*draft.rglob("*"), draft):
         _sync(path)
     old = aside(folder)
     if folder.exists():

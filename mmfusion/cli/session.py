@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mmfusion import api, checkpoint, config, report, runs
 from mmfusion.checkpoint import fill, locate
 from mmfusion.config import ConfigError
+from mmfusion.converters.lora import Lora
 from mmfusion.data.datamodule import DataModule
 from mmfusion.data.shards import read_manifest
 from mmfusion.evaluation import run as evaluate
@@ -72,6 +73,7 @@ def train(
     evaluation: Mapping[str, Callable[..., Any]],
     paths: Paths,
     parameters: ParameterGroups,
+    converter: Mapping[str, Lora] | None = None,
     weights: Mapping[str, Annotated[float, Ge(0)]] | None = None,
     keep: Literal["last", "best"] = "last",
     compile: bool = False,
@@ -100,9 +102,10 @@ def train(
         scheduler=scheduler,
         seed=seed,
         parameters=parameters,
-        start=None if point or not checkpoint else partial(fill, folder=locate(Path(checkpoint))),
+        start=partial(fill, folder=locate(Path(checkpoint))) if checkpoint else None,
         compiled=compile,
         recompute=gradient_checkpointing,
+        converters=converter,
     )
     fitter = trainer(
         max_steps=runs.ended_at(run) or steps,

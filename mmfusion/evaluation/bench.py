@@ -49,6 +49,10 @@ class Embedder(Protocol):
         """What the decoder says, greedily, in `language` about each prompt's decoded parts."""
         ...
 
+    def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
+        """log p in nats of each answer of decoded preferences, and where the model has adapters without them too."""
+        ...
+
 
 @dataclass(frozen=True)
 class Outcome:

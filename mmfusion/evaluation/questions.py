@@ -96,6 +96,44 @@ def answers(
     return Result(tuple(outcomes))
 
 
+def preferred(bench: Bench, *, source: str | None = None, limit: Annotated[int, Gt(1)] = 512) -> Result:
+    """Of up to 512 pairs of answers of each source: which does the model hold to be the better one? Ties are wrong.
+
+    `reward` is what adapters changed: the right answer has become likelier against the wrong one than it was without
+    them (the implicit reward of Rafailov et al. 2305.18290). `likelier` compares the two answers' probabilities as
+    they are; beside it stands the model without its adapters. Chance is a half.
+    """
+    outcomes: list[Outcome] = []
+    for kind, pairs in _pairs(bench, source, limit).items():
+        scored = bench.model.score_answers([sample for sample, _ in pairs])
+        gaps = np.array(
+            [[own[chosen] - own[1 - chosen] for own in of] for of, (_, chosen) in zip(scored, pairs, strict=True)]
+        )
+        clusters = tuple(cluster_of(sample, sample.parts[0]) for sample, _ in pairs)
+        beside: dict[str, np.ndarray] = {}
+        if gaps.shape[1] > 1:
+            outcomes.append(Outcome(f"{kind}, reward", (gaps[:, 0] > gaps[:, 1]).astype(float), clusters, 0.5))
+            beside["without adapters"] = (gaps[:, 1] > 0).astype(float)
+        outcomes.append(Outcome(f"{kind}, likelier", (gaps[:, 0] > 0).astype(float), clusters, 0.5, beside))
+    if not outcomes:
+        raise Lacking(f"fewer than two pairs of answers in split {bench.split!r}")
+    return Result(tuple(outcomes))
+
+
+def _pairs(bench: Bench, source: str | None, limit: int) -> dict[str, list[tuple[Sample, int]]]:
+    """By source up to `limit` decoded pairs, in the order of a hash, and which of the two answers is the better one."""
+    found: dict[str, list[tuple[Sample, int]]] = {}
+    for sample in sorted(bench.samples(bench.split, source), key=lambda sample: by_hash(sample.key)):
+        scores = [answer.score for answer in sample.answers or ()]
+        pairs = found.setdefault(sample.source or "pairs", [])
+        if len(scores) != 2 or scores[0] == scores[1] or len(pairs) == limit:
+            continue
+        parts = [part for part in map(bench.decoded, sample.parts) if part is not None]
+        if len(parts) == len(sample.parts):
+            pairs.append((dataclasses.replace(sample, parts=tuple(parts)), int(scores[1] > scores[0])))
+    return {kind: pairs for kind, pairs in sorted(found.items()) if len(pairs) > 1}
+
+
 def _chosen(bench: Bench, source: str | None, limit: int) -> list[Asked]:
     """Up to `limit` of each kind, in the order of a hash, all of whose parts can be read."""
     found = [asked for sample in bench.samples(bench.split, source) for asked in questions(sample)]

@@ -23,6 +23,7 @@ from mmfusion.data.order import stable_hash
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
+from mmfusion.training.reference import Comparing, Frozen
 from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
 
 
@@ -59,9 +60,9 @@ class TrainingModule(pl.LightningModule):
 
     Takes factories, not modules: everything is built in `configure_model`, after seeding there, so that the initial
     weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given); `start`
-    fills the new model with weights to begin from; `compiled` compiles the model's parts (torch.compile), `recompute`
-    keeps no activations inside blocks (gradient checkpointing). Callbacks put what they measure in a step that
-    `logs_now` into `told`.
+    fills the new model with weights to begin from, which `converters` then change in order; objectives that compare get
+    the model as it is then. `compiled` compiles the model's parts (torch.compile), `recompute` keeps no activations
+    inside blocks (gradient checkpointing). Callbacks put what they measure in a step that `logs_now` into `told`.
     """
 
     model: MultimodalModel
@@ -79,6 +80,7 @@ class TrainingModule(pl.LightningModule):
         start: Callable[[nn.Module], None] | None = None,
         compiled: bool = False,
         recompute: bool = False,
+        converters: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
     ) -> None:
         super().__init__()
         if unknown := sorted(set(weights) - set(objectives)):
@@ -88,6 +90,7 @@ class TrainingModule(pl.LightningModule):
         self._weights = {name: float(weights.get(name, 1.0)) for name in objectives}
         self._seed, self._groups, self._start = seed, parameters or ParameterGroups(), start
         self._compiled, self._recompute = compiled, recompute
+        self._converters = dict(converters or {})
         self.told: dict[str, float] = {}
         self._trained: dict[str, Mean] = defaultdict(Mean)
         self._validated: dict[tuple[str, str], Mean] = defaultdict(Mean)
@@ -105,6 +108,11 @@ class TrainingModule(pl.LightningModule):
         self._groups.hold(self)
         if self._start:
             self._start(self.model)
+        for convert in self._converters.values():
+            convert(self.model)
+        for _, objective in self._named_objectives():
+            if isinstance(objective, Comparing) and objective.reference:
+                objective.frozen = Frozen(self.model)
         if self._recompute:
             self.model.checkpoint_activations()
         if self._compiled:

@@ -1,22 +1,20 @@
-"""Conversations about the embedded sample: their turns, what is held out, and where they are kept."""
+"""Conversations about the embedded sample: their turns, and what is held out."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from data_prep import conversations
 from data_prep.common import SAMPLE
-from data_prep.conversations import FORMS, LANGUAGES, SPLITS, prepare
+from data_prep.conversations import CATEGORIES, FORMS, KINDS_OF_THINGS, LANGUAGES, prepare
+from data_prep.derived import SPLITS
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.series import array_of
-from mmfusion.data.shards import MANIFEST, ShardSet
-from mmfusion.data.writer import write_manifest, write_shard
-from mmfusion.types import DataError, Part, Sample
+from mmfusion.data.shards import ShardSet
+from mmfusion.types import Sample
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def test_every_kind_is_asked_in_every_split_in_words_of_its_own(talks: dict[str,
         assert met["validation"][kind] == {forms[-2]}
         assert met["test"][kind] == {forms[-1]}
     for kind, forms in FORMS.items():
-        assert len(set(forms)) == len(forms) == 7, kind
+        assert len(set(forms)) == len(forms) == 12, kind
 
 
 def test_the_answers_are_the_samples_own(talks: dict[str, list[Sample]]) -> None:
@@ -72,11 +70,15 @@ def test_the_answers_are_the_samples_own(talks: dict[str, list[Sample]]) -> None
                 if kind == "translation":
                     (language,) = [code for code, name in LANGUAGES.items() if name in question]
                     assert texts[language] == answer
-                elif kind in ("name", "choice", "sound"):
+                elif kind == "choice":
+                    assert answer in (*texts.values(), *KINDS_OF_THINGS)
+                    assert answer in question
+                elif kind in ("name", "sound"):
                     assert texts["en"] == answer
-                    assert kind != "choice" or answer in question
+                elif kind == "category":
+                    assert answer == CATEGORIES[original.labels["category"]]
                 right[kind] += 1
-    assert min(right[kind] for kind in ("name", "choice", "sound", "translation")) > 100
+    assert min(right[kind] for kind in ("name", "category", "choice", "sound", "translation")) > 100
 
 
 def test_movements_last_as_long_as_is_said(talks: dict[str, list[Sample]]) -> None:
@@ -99,7 +101,7 @@ def test_a_part_stands_once_and_keeps_no_words(talks: dict[str, list[Sample]]) -
         shown = [part for part in sample.parts if part.type != "text"]
         assert len({part.data for part in shown if isinstance(part.data, bytes)}) == len(shown)
         assert all((part.role, part.text, part.lang) == ("user", None, None) for part in shown)
-    assert max(len(asked(sample)) for sample in talks["train"]) == 4
+    assert max(len(asked(sample)) for sample in talks["train"]) == 5
 
 
 def test_the_same_bytes_again(made: Path, tmp_path: Path) -> None:
@@ -109,43 +111,3 @@ def test_the_same_bytes_again(made: Path, tmp_path: Path) -> None:
         for root in (made, tmp_path / "again")
     ]
     assert digests[0] == digests[1]
-
-
-def own_shards(root: Path) -> Path:
-    root.mkdir()
-    text = Part(type="text", role="user", text="Who?"), Part(type="text", role="assistant", text="I.")
-    write_manifest(root, [write_shard(root / "own.tar", [Sample(key="a", parts=text)], split="train")])
-    return root
-
-
-def test_it_is_made_once_and_anew_where_it_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of small shards, with the time of each building counted."""
-    built: list[Path] = []
-
-    def build(out: Path, root: Path) -> None:
-        built.append(out)
-        (out / "a.tar").write_bytes(b"")
-        (out / MANIFEST).write_text(json.dumps({"made_from": conversations.made_from(root), "shards": []}))
-
-    monkeypatch.setattr(conversations, "build", build)
-    root, out = own_shards(tmp_path / "root"), tmp_path / "cache" / "out"
-    prepare(out, root)
-    prepare(out, root)
-    assert len(built) == 1
-    (root / MANIFEST).write_text((root / MANIFEST).read_text() + " ")  # other shards
-    prepare(out, root)
-    assert len(built) == 2
-    assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
-
-
-def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
-    own = own_shards(tmp_path / "own")
-    before = {path.name: path.read_bytes() for path in own.iterdir()}
-    prepare(own)
-    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
-    other = tmp_path / "thesis"
-    other.mkdir()
-    (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="holds no manifest"):
-        prepare(other)
-    assert [path.name for path in other.iterdir()] == ["thesis.tex"]

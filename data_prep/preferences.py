@@ -1,0 +1,108 @@
+"""Pairs of answers about the embedded sample, one of them wrong: `python -m data_prep.preferences [--out FOLDER]`.
+
+Five kinds, each a source of its own, so that logs and results tell them apart: `near-name` (the right name against that
+of its like), `unseen-name` (the same, of concepts that no training shows), `grounded` (against something of another
+category that is not in the picture), `wrong-language` (against the same name in another language than was asked for),
+`spoken-language` and `wrong-activity` (against another one). Questions are those of `conversations`, in each split in
+words of its own. The same bytes every time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_prep import conversations, derived
+from data_prep.common import SAMPLE
+from data_prep.conversations import LANGUAGES, Asker, Question, as_shown, called_in, english, stretch
+from mmfusion.data.shards import ShardSet
+from mmfusion.types import Answer, Part, Sample
+
+PIECES = 4  # of one recording
+
+
+def pair(sample: Sample, kind: str, number: int, question: Question, wrong: str) -> Sample:
+    """A preference for the question's answer over a wrong one."""
+    prompt = [as_shown(part, i) for i, part in enumerate(question.shown, 1)]
+    prompt.append(Part(type="text", role="user", kind=question.kind, text=question.asked))
+    answers = tuple(
+        Answer(parts=(Part(type="text", role="assistant", text=text),), score=score)
+        for text, score in ((question.answer, 1.0), (wrong, 0.0))
+    )
+    return dataclasses.replace(
+        sample, key=f"{sample.key}-{kind}-{number}", url="", parts=tuple(prompt), answers=answers, source=kind
+    )
+
+
+def about_picture(sample: Sample, others: Sequence[Sample], split: str) -> Iterator[Sample]:
+    """Its name against that of its like, or of something else altogether; its name in another language."""
+    asker = Asker(split, f"pairs {sample.key}")
+    picture, called = sample.of("image")[:1], called_in(sample)
+    if name := called.get("en"):
+        seen = split == "train" or sample.labels.get("seen") == "yes"
+        for kind, alike in (("near-name" if seen else "unseen-name", True), ("grounded", False)):
+            label = "subcategory" if alike else "category"
+            names = sorted(
+                {
+                    other_name
+                    for other in others
+                    if (other.labels.get(label) == sample.labels.get(label)) == alike
+                    and (other_name := english(other))
+                    and other_name != name
+                }
+            )
+            if names and (seen or alike):
+                question = asker.question("name", picture, name)
+                yield pair(sample, kind, 0, question, asker.rng.choice(names))
+    languages = sorted(called)
+    if len(languages) > 1:
+        asked, other = asker.rng.sample(languages, 2)
+        if called[asked] != called[other]:
+            question = asker.question("translation", picture, called[asked], language=LANGUAGES[asked])
+            yield pair(sample, "wrong-language", 0, question, called[other])
+
+
+def about_clips(sample: Sample, spoken: Sequence[str], split: str) -> Iterator[Sample]:
+    for number, clip in enumerate(sample.of("audio")):
+        language = LANGUAGES.get(clip.lang or "")
+        if clip.kind == "speech" and language:
+            asker = Asker(split, f"pairs {sample.key} {number}")
+            wrong = asker.rng.choice([LANGUAGES[code] for code in spoken if LANGUAGES[code] != language])
+            yield pair(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
+
+
+def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
+    (series,), name = sample.of("sensor"), english(sample) or ""
+    for number in range(PIECES):
+        asker = Asker(split, f"pairs {sample.key} {number}")
+        part = stretch(series, asker.rng.choice(conversations.WINDOWS_S), asker.rng)
+        wrong = asker.rng.choice([other for other in names if other != name])
+        yield pair(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
+
+
+def preferences(root: Path, split: str) -> Iterator[Sample]:
+    """All pairs about the samples of one split."""
+    shards = ShardSet(root, split)
+    of_source: dict[str, list[Sample]] = {}
+    for i in range(len(shards)):
+        sample = shards.read(i)
+        of_source.setdefault(sample.source or "", []).append(sample)
+    for _, samples in sorted(of_source.items()):
+        names = sorted({name for sample in samples if (name := english(sample))})
+        spoken = sorted({c.lang for s in samples for c in s.of("audio") if c.lang in LANGUAGES and c.lang})
+        for sample in samples:
+            if sample.of("image"):
+                yield from about_picture(sample, samples, split)
+                yield from about_clips(sample, spoken, split)
+            elif sample.of("sensor"):
+                yield from about_movement(sample, names, split)
+
+
+def prepare(out: Path, root: Path = SAMPLE) -> None:
+    """The pairs about the shards below `root`, in `out`."""
+    derived.prepare(out, root, preferences, [Path(__file__), Path(conversations.__file__)])
+
+
+if __name__ == "__main__":
+    derived.main("preferences", prepare)

@@ -1,0 +1,92 @@
+"""Prefer the better of two answers: a loss of `functional` on what the model and a reference think of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmfusion.objectives.functional import answer_log_probability
+from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
+
+
+class Preference(nn.Module):
+    """A `loss` of pairs (`functional.dpo`, `functional.ipo`, or one of your own with their arguments).
+
+    A pair is a document with two answers of different scores, the higher of which was chosen; others are left alone.
+    The `reference` is the model as it was at the start; a loss that asks for none gets zeros for it.
+
+    Beside the loss it tells, by source too: the share of pairs whose chosen answer gained more on the reference than
+    the rejected one (`accuracy`, ties are wrong), by how many nats (`margin`), the log-probabilities of both, their
+    lengths in pieces, and the divergence from the reference at each piece of the answers (`kl`, in nats).
+    """
+
+    modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
+
+    def __init__(self, *, loss: Callable[..., Tensor], reference: bool = True) -> None:
+        super().__init__()
+        self.loss, self.reference = loss, reference
+        self.frozen: Callable[[Batch], Outputs] | None = None  # given by the training module
+
+    def views(self, batch: Batch) -> Batch:
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        return len(pairs(batch.rows))
+
+    def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
+        rows = batch.rows
+        pair = pairs(rows)  # [n, 2]
+        policy, length = log_probability_of_answers(outputs, rows)
+        reference, divergence = torch.zeros_like(policy), torch.zeros_like(policy)
+        if self.frozen is not None:
+            with torch.no_grad():
+                before = self.frozen(batch)
+            reference, _ = log_probability_of_answers(before, rows)
+            divergence = _divergence(outputs, before, rows)
+        each = self.loss(policy[pair], reference[pair], length[pair])
+        gain = (policy - reference)[pair].detach()
+        margin = gain[:, 0] - gain[:, 1]
+        told = {
+            "accuracy": (margin > 0).to(margin.dtype),
+            "margin": margin,
+            "chosen": policy[pair[:, 0]].detach(),
+            "rejected": policy[pair[:, 1]].detach(),
+            "chosen_pieces": length[pair[:, 0]].to(margin.dtype),
+            "rejected_pieces": length[pair[:, 1]].to(margin.dtype),
+            "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
+        }
+        owner = rows.owner[rows.of[pair[:, 0]]]
+        losses = {"preference": Loss(each.sum(), len(pair), each.detach(), owner)}
+        for name, values in told.items():
+            losses[f"preference/{name}"] = Loss(values.sum(), len(pair), values, owner, trained=False)
+        return losses
+
+
+def pairs(rows: Rows) -> Tensor:
+    """[n, 2], the numbers of the chosen and of the rejected answer of each document that has just these two."""
+    first = torch.nonzero(torch.bincount(rows.of, minlength=len(rows.owner)) == 2).flatten()
+    start = torch.searchsorted(rows.of, first)
+    both = torch.stack([start, start + 1], dim=1)
+    score = rows.score[both]
+    both = both[score[:, 0] != score[:, 1]]
+    swapped = rows.score[both[:, 0]] < rows.score[both[:, 1]]
+    return torch.where(swapped[:, None], both.flip(1), both)
+
+
+def log_probability_of_answers(outputs: Outputs, rows: Rows) -> tuple[Tensor, Tensor]:
+    """log-probability and pieces of each answer, [K] and [K]; labels at a prompt's places are nobody's."""
+    labels = torch.where(rows.answer >= 0, rows.labels, IGNORE)
+    return answer_log_probability(outputs.hidden, outputs.unembedding, labels, rows.answer, len(rows.of))
+
+
+def _divergence(outputs: Outputs, before: Outputs, rows: Rows) -> Tensor:
+    """Σ KL(π ‖ π_ref) of the next piece over each answer's places, [K], without gradient."""
+    labelled = (rows.labels != IGNORE) & (rows.answer >= 0)
+    now, then = (
+        (one.hidden[labelled].detach() @ one.unembedding.detach().T).float().log_softmax(-1)
+        for one in (outputs, before)
+    )
+    each = (now.exp() * (now - then)).sum(-1)
+    return each.new_zeros(len(rows.of)).index_add(0, rows.answer[labelled], each)
