@@ -22,7 +22,8 @@ from data_prep.common import SAMPLE
 from mmfusion.data.shards import ShardSet
 from mmfusion.types import Part, Sample
 
-# Of each kind the forms for training, then that of validation and that of the test.
+# Of each kind the forms for training, then that of validation and that of the test: other sentences of much the same
+# words, since a model that has read nothing but names and questions knows no others.
 FORMS: Mapping[str, tuple[str, ...]] = {
     "name": (
         "What is this?", "What do you see?", "Name this picture.", "What is in the picture?", "Say what this is.",
@@ -80,7 +81,7 @@ FORMS: Mapping[str, tuple[str, ...]] = {
         "For how long?", "How long does it last?", "How many seconds is this?", "How long is it done?",
         "What is its duration?", "Tell me how long it lasts.", "How many seconds does it go on?",
         "For how many seconds?", "Give the length in seconds.", "How long is this?",
-        "How much time does it take?", "Over how many seconds is it done?",
+        "How many seconds does it last?", "For how long is it done?",
     ),
 }  # fmt: skip
 
@@ -125,11 +126,18 @@ class Asker:
         form = {"train": self.rng.choice(training), "validation": validation, "test": test}[self.split]
         return Question(kind, tuple(shown), form.format(**words), answer)
 
-    def choice(self, shown: Sequence[Part], right: str, names: Sequence[str]) -> Question:
-        """Between the right name and one of the others, in either order."""
-        wrong = self.rng.choice([name for name in names if name != right])
+    def choice(self, shown: Sequence[Part], right: str, names: Sequence[str]) -> list[Question]:
+        """Between the right name and one of the others, in either order; nothing where there is no other."""
+        wrong = self.other(names, right)
+        if wrong is None:
+            return []
         one, other = self.rng.sample([right, wrong], 2)
-        return self.question("choice", shown, right, one=one, other=other)
+        return [self.question("choice", shown, right, one=one, other=other)]
+
+    def other(self, names: Sequence[str], right: str) -> str | None:
+        """One of the names that is not the right one."""
+        wrong = [name for name in names if name != right]
+        return self.rng.choice(wrong) if wrong else None
 
 
 def talk(sample: Sample, key: str, questions: Sequence[Question]) -> Sample:
@@ -183,10 +191,10 @@ def about_picture(sample: Sample, names: Mapping[str, Sequence[str]], split: str
         questions.append(asker.question("name", picture, name))
         known = [language for language in others if len(names[language]) > 1]
         language = asker.rng.choice(known) if known and asker.rng.random() < 0.5 else "en"
-        questions.append(asker.choice(picture, called[language], names[language]))
+        questions += asker.choice(picture, called[language], names[language])
     if category := CATEGORIES.get(sample.labels.get("category", "")):
         questions.append(asker.question("category", picture, category))
-        questions.append(asker.choice(picture, category, KINDS_OF_THINGS))
+        questions += asker.choice(picture, category, KINDS_OF_THINGS)
     asker.rng.shuffle(questions)
     if questions:
         yield talk(sample, sample.key, questions)
@@ -197,7 +205,7 @@ def about_clips(sample: Sample, others: Sequence[Sample], split: str) -> Iterato
     strangers = [other for other in others if other.labels["concept"] != sample.labels["concept"]]
     for number, clip in enumerate(sample.of("audio")):
         asker = Asker(split, f"{sample.key} {number}")
-        belongs = asker.rng.random() < 0.5
+        belongs = not strangers or asker.rng.random() < 0.5
         picture = (sample if belongs else asker.rng.choice(strangers)).of("image")[0]
         questions = [asker.question("belongs", (clip, picture), "yes" if belongs else "no")]
         if clip.kind == "speech" and (language := LANGUAGES.get(clip.lang or "")):
@@ -210,7 +218,7 @@ def about_sound(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sa
     asker = Asker(split, sample.key)
     sound, name = sample.of("audio")[:1], english(sample)
     if name:
-        questions = [asker.question("sound", sound, name), asker.choice(sound, name, names)]
+        questions = [asker.question("sound", sound, name), *asker.choice(sound, name, names)]
         asker.rng.shuffle(questions)
         yield talk(sample, sample.key, questions)
 
@@ -226,7 +234,7 @@ def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator
         questions = [
             asker.question("activity", piece, name or ""),
             asker.question("duration", piece, f"{seconds} seconds"),
-            asker.choice(piece, name or "", names),
+            *asker.choice(piece, name or "", names),
         ]
         asker.rng.shuffle(questions)
         yield talk(sample, f"{sample.key}-{number}", questions)

@@ -10,7 +10,7 @@ words of its own. The same bytes every time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_prep import conversations, derived
@@ -35,26 +35,34 @@ def pair(sample: Sample, kind: str, number: int, question: Question, wrong: str)
     )
 
 
-def about_picture(sample: Sample, others: Sequence[Sample], split: str) -> Iterator[Sample]:
+class Names:
+    """What the samples of one source are called in English, all and by a label, each name once."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.all = _names(samples)
+        self._alike: dict[tuple[str, str | None], list[str]] = {}
+        for label in ("category", "subcategory"):
+            for value in {sample.labels.get(label) for sample in samples}:
+                alike = _names(sample for sample in samples if sample.labels.get(label) == value)
+                self._alike[label, value] = alike
+
+    def alike(self, sample: Sample, label: str) -> list[str]:
+        """Of the samples that have the same label."""
+        return self._alike[label, sample.labels.get(label)]
+
+
+def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
     """Its name against that of its like, or of something else altogether; its name in another language."""
     asker = Asker(split, f"pairs {sample.key}")
     picture, called = sample.of("image")[:1], called_in(sample)
     if name := called.get("en"):
         seen = split == "train" or sample.labels.get("seen") == "yes"
-        for kind, alike in (("near-name" if seen else "unseen-name", True), ("grounded", False)):
-            label = "subcategory" if alike else "category"
-            names = sorted(
-                {
-                    other_name
-                    for other in others
-                    if (other.labels.get(label) == sample.labels.get(label)) == alike
-                    and (other_name := english(other))
-                    and other_name != name
-                }
-            )
-            if names and (seen or alike):
-                question = asker.question("name", picture, name)
-                yield pair(sample, kind, 0, question, asker.rng.choice(names))
+        if wrong := asker.other(names.alike(sample, "subcategory"), name):
+            question = asker.question("name", picture, name)
+            yield pair(sample, "near-name" if seen else "unseen-name", 0, question, wrong)
+        own = set(names.alike(sample, "category"))
+        if seen and (wrong := asker.other([other for other in names.all if other not in own], name)):
+            yield pair(sample, "grounded", 0, asker.question("name", picture, name), wrong)
     languages = sorted(called)
     if len(languages) > 1:
         asked, other = asker.rng.sample(languages, 2)
@@ -63,13 +71,17 @@ def about_picture(sample: Sample, others: Sequence[Sample], split: str) -> Itera
             yield pair(sample, "wrong-language", 0, question, called[other])
 
 
+def _names(samples: Iterable[Sample]) -> list[str]:
+    return sorted({name for sample in samples if (name := english(sample))})
+
+
 def about_clips(sample: Sample, spoken: Sequence[str], split: str) -> Iterator[Sample]:
     for number, clip in enumerate(sample.of("audio")):
         language = LANGUAGES.get(clip.lang or "")
         if clip.kind == "speech" and language:
             asker = Asker(split, f"pairs {sample.key} {number}")
-            wrong = asker.rng.choice([LANGUAGES[code] for code in spoken if LANGUAGES[code] != language])
-            yield pair(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
+            if wrong := asker.other([LANGUAGES[code] for code in spoken], language):
+                yield pair(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
 
 
 def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
@@ -77,8 +89,8 @@ def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator
     for number in range(PIECES):
         asker = Asker(split, f"pairs {sample.key} {number}")
         part = stretch(series, asker.rng.choice(conversations.WINDOWS_S), asker.rng)
-        wrong = asker.rng.choice([other for other in names if other != name])
-        yield pair(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
+        if wrong := asker.other(names, name):
+            yield pair(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
 
 
 def preferences(root: Path, split: str) -> Iterator[Sample]:
@@ -89,14 +101,14 @@ def preferences(root: Path, split: str) -> Iterator[Sample]:
         sample = shards.read(i)
         of_source.setdefault(sample.source or "", []).append(sample)
     for _, samples in sorted(of_source.items()):
-        names = sorted({name for sample in samples if (name := english(sample))})
+        names = Names(samples)
         spoken = sorted({c.lang for s in samples for c in s.of("audio") if c.lang in LANGUAGES and c.lang})
         for sample in samples:
             if sample.of("image"):
-                yield from about_picture(sample, samples, split)
+                yield from about_picture(sample, names, split)
                 yield from about_clips(sample, spoken, split)
             elif sample.of("sensor"):
-                yield from about_movement(sample, names, split)
+                yield from about_movement(sample, names.all, split)
 
 
 def prepare(out: Path, root: Path = SAMPLE) -> None:

@@ -75,7 +75,7 @@ def test_round_trip_by_run_and_by_folder(folder: Path, monkeypatch: pytest.Monke
         assert not model.training
         assert config == {"format": 1, **CONFIG}
     assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "config.yaml", "lineage.json", "model.safetensors", "tokenizer.model",
+        "README.md", "chat_template.jinja", "config.yaml", "lineage.json", "model.safetensors", "tokenizer.model",
     ]  # fmt: skip
     assert json.loads((folder / "lineage.json").read_text())["step"] == 7
 
@@ -102,13 +102,17 @@ def test_shared_tensors_are_written_once_and_stay_shared(tmp_path: Path) -> None
 
 def test_lineage_names_data_parents_and_versions(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"shards": [{"file": "b", "sha256": "2"}, {"file": "a", "sha256": "1"}]}')
-    got = checkpoint.lineage(step=5, seed=1, data=tmp_path, commit="abc", parents=[folder])
+    got = checkpoint.lineage(stage="finetune", step=5, seed=1, data=tmp_path, commit="abc", parents=[folder])
     assert got["parents"][0]["sha256"] == layout.sha256(folder / "model.safetensors")
-    assert got["data"]["shards"] == 2
+    assert (got["stage"], got["data"]["shards"]) == ("finetune", 2)
     assert got["versions"]["torch"] in torch.__version__
     (tmp_path / "manifest.json").write_text('{"shards": [{"file": "a", "sha256": "1"}, {"file": "b", "sha256": "2"}]}')
-    again = checkpoint.lineage(step=5, seed=1, data=tmp_path, commit="abc")
+    again = checkpoint.lineage(stage="finetune", step=5, seed=1, data=tmp_path, commit="abc")
     assert again["data"] == got["data"]
+    shards = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**shards, "made_from": "3"}))
+    other = checkpoint.lineage(stage="finetune", step=5, seed=1, data=tmp_path, commit="abc")
+    assert other["data"]["fingerprint"] != got["data"]["fingerprint"]
 
 
 # ------------------------------------------------------------------------------------------ kills, cuts, flipped bits

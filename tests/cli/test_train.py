@@ -27,7 +27,7 @@ def test_one_step_goes_through_everything(one_step_run: Path) -> None:
     for name in ("config.yaml", "environment.json", "metrics.csv", "report.html"):
         assert (one_step_run / name).stat().st_size > 0
     assert sorted(p.name for p in (one_step_run / "checkpoint").iterdir()) == [
-        "README.md", "config.yaml", "lineage.json", "model.safetensors", "tokenizer.model",
+        "README.md", "chat_template.jinja", "config.yaml", "lineage.json", "model.safetensors", "tokenizer.model",
     ]  # fmt: skip
 
 

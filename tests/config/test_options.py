@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from data_prep import conversations, preferences
 from mmfusion import config
 from mmfusion.cli.main import main
 from mmfusion.cli.session import settled
@@ -27,7 +28,8 @@ EACH_SHARD = 10  # samples
 ONE_STEP = ["steps=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "evaluation=none"]
 ONE_STEP += ["data.workers=0", "data.batch_size=8"]
 SHORTER = {"debug=find_lr": ["callbacks.find_lr.steps=21"]}  # it takes its own steps
-RECIPES = ("experiment", "debug")  # change anything, so each is stepped alone
+RECIPES = ("experiment", "debug", "stage")  # change anything, so each is stepped alone
+MADE = {"stage=finetune": conversations, "stage=preference": preferences}  # of the few samples
 OPTIONS = config.listing()
 # Groups from which several options are chosen at once, with those chosen.
 SEVERAL = {
@@ -102,6 +104,9 @@ def test_every_option_that_a_laptop_can_run_takes_one_step(
     arguments = [argument for option in options if option.group != "evaluation" for argument in chosen(option)]
     trained = any("checkpoint" in option.needs for option in options)
     needs = needed(options, request.getfixturevalue("one_step_run") if trained else Path(), few)
+    for script in [MADE[name] for name in map(name_of, options) if name in MADE]:
+        script.prepare(tmp_path / "made", few)
+        needs.append(f"data.root={tmp_path / 'made'}")
     shorter = [argument for option in options for argument in SHORTER.get(name_of(option), ())]
-    assert main(["train", *arguments, *ONE_STEP, *needs, *shorter, f"paths.run={tmp_path}"]) == 0
-    assert {"metrics.json", "lr_find.csv"} & {file.name for file in tmp_path.iterdir()}
+    assert main(["train", *arguments, *ONE_STEP, *needs, *shorter, f"paths.run={tmp_path / 'run'}"]) == 0
+    assert {"metrics.json", "lr_find.csv"} & {file.name for file in (tmp_path / "run").iterdir()}
