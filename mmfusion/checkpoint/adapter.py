@@ -23,15 +23,13 @@ _KINDS: dict[str, Any] = {"r": int, "lora_alpha": (int, float), "use_dora": bool
 
 def save_adapter(folder: Path, model: nn.Module, base: str, name: str = lora.DEFAULT) -> None:
     """Write one of the model's adapters; `base` is the sha256 of the weights that it belongs to."""
-    from peft import get_peft_model_state_dict
-
     folder.mkdir(parents=True, exist_ok=True)
     of_model: Any = model
     config = of_model.peft_config[name]
     config.base_model_name_or_path = f"sha256:{base}"
     config.inference_mode = True
     config.save_pretrained(folder)
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    state = lora.imported().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     save_file({_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
 
 
@@ -40,8 +38,7 @@ def load_adapter(folder: Path, model: nn.Module, base: str, name: str = lora.DEF
 
     Raises CheckpointError for one of another `base` (the sha256 of its weights), or that is not whole.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
-
+    peft = lora.imported()
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder / file}: missing; an adapter is a folder with {CONFIG} and {WEIGHTS}")
@@ -55,10 +52,10 @@ def load_adapter(folder: Path, model: nn.Module, base: str, name: str = lora.DEF
     if (theirs := config.get("base_model_name_or_path")) != f"sha256:{base}":
         raise CheckpointError(f"{folder / CONFIG}: an adapter for the weights {theirs}, not for sha256:{base}")
     stored = read_header(folder / WEIGHTS)
-    lora.inject(model, LoraConfig(**found), name)
+    lora.inject(model, peft.LoraConfig(**found), name)
     weights = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS).items()}
     try:
-        told: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
+        told: Any = peft.set_peft_model_state_dict(model, weights, adapter_name=name)
         ours = [key for key in model.state_dict() if ".lora_" in key and name in key.split(".")]
         if told.unexpected_keys or len(stored) != len(ours):
             raise ValueError(f"{len(stored)} tensors, not {len(ours)}")

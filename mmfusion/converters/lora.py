@@ -5,6 +5,7 @@ peft is imported where there is an adapter to make or to load, and nowhere else.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,11 +38,10 @@ class Lora:
 
     def __call__(self, model: nn.Module, name: str = DEFAULT) -> nn.Module:
         """The model, changed in place. Raises ValueError for a part that has no linear map."""
-        from peft import LoraConfig
-
-        config = LoraConfig(
+        peft = imported()
+        config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  (an int, peft says, and divides by it)
+            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             use_dora=self.dora,
             target_modules=[module for part in self.parts for module in _linear(model, part)],
@@ -49,13 +49,23 @@ class Lora:
         return inject(model, config, name)
 
 
+def imported() -> Any:
+    """peft, without what bitsandbytes, which it looks for, says of kernels that a CPU does not have."""
+    quiet = logging.getLogger("bitsandbytes")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        import peft
+    finally:
+        quiet.setLevel(level)
+    return peft
+
+
 def inject(model: nn.Module, config: Any, name: str) -> nn.Module:
     """peft's layers around those that its configuration names, for an adapter more; in place."""
-    from peft import inject_adapter_in_model
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
-        return inject_adapter_in_model(config, model, name)
+        return imported().inject_adapter_in_model(config, model, name)
 
 
 def _linear(model: nn.Module, part: str) -> list[str]:

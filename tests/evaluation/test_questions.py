@@ -13,8 +13,8 @@ from tiny_world import flac, png, write_world
 from mmfusion.data.series import array_of
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.evaluation.bench import Bench, Lacking
-from mmfusion.evaluation.questions import answers, questions
-from mmfusion.types import Modality, Part, Sample
+from mmfusion.evaluation.questions import answers, preferred, questions
+from mmfusion.types import Answer, Modality, Part, Sample
 
 
 class Knowing:
@@ -32,6 +32,15 @@ class Knowing:
         assert language == ""
         self.prompts += [list(prompt) for prompt in prompts]
         return [self._says([part for part in prompt if part.type != "text"]) for prompt in prompts]
+
+    def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
+        """Answers are `p` or `p before q`: log-probabilities with adapters, and without them."""
+        said = [[answer.parts[0].text or "" for answer in sample.answers or ()] for sample in samples]
+        before = any("before" in text for of_one in said for text in of_one)
+        return [
+            tuple(np.array([float(text.split(" before ")[k]) for text in of_one]) for k in range(1 + before))
+            for of_one in said
+        ]
 
     def _says(self, shown: Sequence[Part]) -> str:
         values = [float(np.abs(array_of(part)).max()) for part in shown]
@@ -105,6 +114,46 @@ def test_what_the_model_cannot_read_is_not_asked(root: Path) -> None:
     model = Knowing()
     model.modalities = ("image", "text")
     assert "match, exact" not in {outcome.metric for outcome in answers(Bench(model, root)).outcomes}
+
+
+def pair(key: str, source: str, chosen: str, rejected: str, turned: bool = False) -> Sample:
+    both = [(chosen, 1.0), (rejected, 0.0)]
+    made = tuple(Answer(parts=(say(text),), score=score) for text, score in (both[::-1] if turned else both))
+    return Sample(key=key, parts=(PICTURE, ask("Which?")), answers=made, source=source, labels={"concept": key})
+
+
+def preferences(root: Path, *samples: Sample) -> Bench:
+    root.mkdir()
+    write_manifest(root, [write_shard(root / "a.tar", samples, split="test")])
+    return Bench(Knowing(), root)
+
+
+def test_what_is_preferred_now_and_more_than_before(tmp_path: Path) -> None:
+    """Both pairs of `near` are won in the end, one of them by less than before; the tie is lost, both ways."""
+    bench = preferences(
+        tmp_path / "a",
+        pair("1", "near", "-1 before -3", "-2 before -2"),
+        pair("2", "near", "-1 before -1", "-2 before -5", turned=True),
+        pair("3", "far", "-2 before -2", "-2 before -2"),
+        pair("4", "far", "-3 before -9", "-2 before -1", turned=True),
+        pair("5", "alone", "-1 before -1", "-2 before -2"),
+    )
+    found = {outcome.metric: outcome for outcome in preferred(bench).outcomes}
+    assert list(found) == ["far, reward", "far, likelier", "near, reward", "near, likelier"]
+    got = {name: dict(zip(o.clusters, o.values.tolist(), strict=True)) for name, o in found.items()}
+    assert got["near, reward"] == {"1": 1, "2": 0}
+    assert got["near, likelier"] == {"1": 1, "2": 1}
+    assert (got["far, reward"], got["far, likelier"]) == ({"3": 0, "4": 1}, {"3": 0, "4": 0})
+    near = found["near, likelier"]
+    assert dict(zip(near.clusters, near.baselines["without adapters"].tolist(), strict=True)) == {"1": 0, "2": 1}
+    assert {outcome.chance for outcome in found.values()} == {0.5}
+
+
+def test_without_adapters_only_what_is_likelier_is_told(tmp_path: Path) -> None:
+    bench = preferences(tmp_path / "a", pair("1", "near", "-1", "-2"), pair("2", "near", "-3", "-2"))
+    assert [(o.metric, sorted(o.values)) for o in preferred(bench).outcomes] == [("near, likelier", [0, 1])]
+    with pytest.raises(Lacking, match="fewer than two pairs"):
+        preferred(preferences(tmp_path / "b", talks("x")[0]))
 
 
 def test_without_conversations_it_is_left_out(tmp_path: Path) -> None:
