@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a thread for each of pytest's workers, before torch counts them
@@ -14,6 +15,8 @@ from filelock import FileLock
 # What a fixture needs is imported in it: one file of tests alone begins at once.
 
 
+SAMPLE = Path("data_prep/sample")
+EACH_SHARD = 10  # samples of it that are few
 LONGEST = ("test_project.py", "test_comforts.py", "test_options.py", "test_stops.py")
 
 
@@ -35,6 +38,25 @@ def one_step_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (run / "report.html").exists():
             assert main(["train", "debug=one_step", "data.workers=0", f"paths.run={run}"]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first samples of each shard of the embedded sample, in shards of their own, with its tokenizer."""
+    from mmfusion.data.index import ShardIndex
+    from mmfusion.data.shards import read_manifest
+    from mmfusion.data.writer import write_manifest, write_shard
+
+    root = tmp_path_factory.mktemp("few")
+    entries = []
+    for entry in read_manifest(SAMPLE):
+        (root / entry.file).parent.mkdir(parents=True, exist_ok=True)
+        index = ShardIndex(SAMPLE / entry.file)
+        samples = map(index.read, range(min(len(index), EACH_SHARD)))
+        entries.append(write_shard(root / entry.file, samples, split=entry.split, root=root))
+    write_manifest(root, entries)
+    shutil.copytree(SAMPLE / "tokenizer", root / "tokenizer")
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import mmfusion
+from data_prep import conversations, preferences
 from experiments.first_hour import own_data
 from mmfusion.cli.main import main
 
@@ -31,6 +32,7 @@ FORBIDDEN = {
     "data": (*_CONFIGURATION, *(f"mmfusion.{room}" for room in (*LATE, "models", "objectives"))),
     "models": (*_TRAINING, *(f"mmfusion.{room}" for room in (*LATE, "data", "objectives"))),
     "objectives": (*_TRAINING, *(f"mmfusion.{room}" for room in (*LATE, "data", "models"))),
+    "converters": (*_TRAINING, *(f"mmfusion.{room}" for room in (*LATE, "data", "models", "objectives"))),
     "training": ("hydra", "omegaconf", "mmfusion.cli", "mmfusion.report", "mmfusion.evaluation"),
     "evaluation": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.report", "mmfusion.training"),
     "report": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.training"),
@@ -108,8 +110,9 @@ def test_every_override_of_the_readme_is_taken(typed: str, one_step_run: Path) -
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path) -> dict[str, Path]:
-    """What the README's commands name, made small: own files, their shards, a run on them, the quickstart's run."""
+def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path, few: Path) -> dict[str, Path]:
+    """What the README's commands name, made small: own files, their shards, a run on them, the quickstart's run, and
+    the data of each stage."""
     folder = tmp_path_factory.mktemp("home")
     table = own_data.make(folder / "own", 0.02)
     shutil.copy(next((folder / "own" / "images").glob("*.png")), folder / "own" / "IMG (1).png")
@@ -117,8 +120,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path) -> dict[s
     assert main(["data", "pack", str(table), str(folder / "shards")]) == 0
     given = ["data=shards", f"data.root={folder / 'shards'}", f"paths.run={folder / 'runs' / 'mine'}"]
     assert main(["train", *given, *small]) == 0
-    shutil.copytree(one_step_run, folder / "runs" / "quickstart" / "TIME")
-    names = ("own", "shards", "runs/mine", "runs/quickstart/TIME", "runs", "stats.html", "samples.html", "schema.json",
+    for run in ("quickstart/TIME", "answers", "better"):
+        shutil.copytree(one_step_run, folder / "runs" / run)
+    for script in (conversations, preferences):
+        script.prepare(folder / script.__name__.rpartition(".")[2], few)
+    names = ("own", "shards", "conversations", "preferences", "runs/mine", "runs/quickstart/TIME", "runs/answers",
+             "runs/better", "runs", "stats.html", "samples.html", "schema.json",
              "embeddings.parquet")  # fmt: skip
     return {name: folder / name for name in names}
 
@@ -155,6 +162,8 @@ def test_every_command_of_the_readme_runs(
         words = [word for word in words if not word.startswith(("paths.run=", "steps="))]
         words += ["evaluation=none", "data.workers=0", "data.batch_size=16", f"paths.run={tmp_path / 'run'}"]
         words += [] if "debug=one_step" in words else ["debug=one_step"]
+    made = {"stage=finetune": "conversations", "stage=preference": "preferences"}
+    words += [f"data.root={home[made[word]]}" for word in words if word in made]
     if words[0] == "plan":
         words = ["plan", "model=tiny"]
     if words[0] == "runs":

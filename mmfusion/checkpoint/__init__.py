@@ -5,6 +5,8 @@
     tokenizer.model     the vocabulary
     lineage.json        parents, data fingerprint, commit, step, versions, and the sha256 of the three files above
     README.md           the model card
+    chat_template.jinja how a conversation is laid out, for other programs
+    adapter/            low-rank adapters in peft's layout, where the model was trained with them
 
 Nothing here is a pickle, nothing is fetched, and only classes on an exact list are built (see `BUILDABLE`).
 """

@@ -6,7 +6,6 @@ A new YAML file is covered by being there. One that needs more than a laptop say
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -19,12 +18,8 @@ from mmfusion import config
 from mmfusion.cli.main import main
 from mmfusion.cli.session import settled
 from mmfusion.config.listing import Option
-from mmfusion.data.index import ShardIndex
-from mmfusion.data.shards import read_manifest
-from mmfusion.data.writer import write_manifest, write_shard
 
 SAMPLE = Path("data_prep/sample")
-EACH_SHARD = 10  # samples
 ONE_STEP = ["steps=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "evaluation=none"]
 ONE_STEP += ["data.workers=0", "data.batch_size=8"]
 SHORTER = {"debug=find_lr": ["callbacks.find_lr.steps=21"]}  # it takes its own steps
@@ -39,21 +34,6 @@ SEVERAL = {
     for group, options in entry.items()
     if OmegaConf.is_list(options)
 }
-
-
-@pytest.fixture(scope="session")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first samples of each shard of the embedded sample, in shards of their own."""
-    root = tmp_path_factory.mktemp("few")
-    entries = []
-    for entry in read_manifest(SAMPLE):
-        (root / entry.file).parent.mkdir(parents=True, exist_ok=True)
-        index = ShardIndex(SAMPLE / entry.file)
-        samples = map(index.read, range(min(len(index), EACH_SHARD)))
-        entries.append(write_shard(root / entry.file, samples, split=entry.split, root=root))
-    write_manifest(root, entries)
-    shutil.copytree(SAMPLE / "tokenizer", root / "tokenizer")
-    return root
 
 
 def name_of(option: Option) -> str:

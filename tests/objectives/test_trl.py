@@ -1,0 +1,78 @@
+"""The losses of pairs and of single answers are TRL's, on the same weights and texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmfusion.objectives.functional import answer_log_probability, dpo, ipo
+from mmfusion.types import IGNORE
+
+PAIRS = {
+    "prompt": ["a b", "c", "b b a", "d"],
+    "chosen": [" c d d", " a", " d c", " b a b"],
+    "rejected": [" b", " c d a b", " a", " d d"],
+}
+
+
+def llama(seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=12, **sizes, **ends, initializer_range=0.5))
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "?": 2, "a": 3, "b": 4, "c": 5, "d": 6}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="?")
+
+
+def log_probability(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Ours of TRL's batch, whose first half is chosen, whose second is rejected: [n, 2] each."""
+    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    said = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
+    labels = torch.cat([said[:, 1:], torch.full_like(said[:, :1], IGNORE)], dim=1)
+    row = torch.arange(len(said))[:, None].expand_as(said)
+    both = answer_log_probability(hidden, model.lm_head.weight, labels, row, len(said))
+    return tuple(torch.stack(one.chunk(2), dim=1) for one in both)  # pyright: ignore[reportReturnType]  (two)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "ours"),
+    [
+        ("sigmoid", lambda *pair: dpo(*pair, beta=0.3)),
+        ("sigmoid_norm", lambda *pair: dpo(*pair, beta=0.3, per_piece=True)),
+        ("ipo", lambda *pair: ipo(*pair, beta=0.3)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_of_pairs_is_trls(loss_type: str, ours: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    how = {"per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True, "beta": 0.3, "disable_tqdm": True}
+    config = DPOConfig(output_dir=str(tmp_path), loss_type=[loss_type], gradient_checkpointing=False, bf16=False, **how)
+    trainer = DPOTrainer(
+        model=llama(0), ref_model=llama(1), args=config, processing_class=tokenizer(),
+        train_dataset=Dataset.from_dict(PAIRS),
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    theirs = trainer._compute_loss(trainer.model, batch, return_outputs=False)
+    policy, length = log_probability(trainer.model, batch)
+    with torch.no_grad():
+        reference, _ = log_probability(trainer.ref_model, batch)
+    mine = ours(policy, reference, length).mean()
+    assert float(mine.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    gradients = [torch.autograd.grad(loss, trainer.model.parameters(), retain_graph=True) for loss in (mine, theirs)]
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
