@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ def llama(seed: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ends: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     return LlamaForCausalLM(LlamaConfig(vocab_size=12, **sizes, **ends, initializer_range=0.5))
 
 
@@ -57,14 +63,14 @@ def log_probability(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_loss_of_pairs_is_trls(loss_type: str, ours: Any, tmp_path: Path) -> None:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
+    datasets, trl = import_module("datasets"), import_module("trl")
     how = {"per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True, "beta": 0.3, "disable_tqdm": True}
-    config = DPOConfig(output_dir=str(tmp_path), loss_type=[loss_type], gradient_checkpointing=False, bf16=False, **how)
-    trainer = DPOTrainer(
+    config = trl.DPOConfig(
+        output_dir=str(tmp_path), loss_type=[loss_type], gradient_checkpointing=False, bf16=False, **how
+    )
+    trainer: Any = trl.DPOTrainer(
         model=llama(0), ref_model=llama(1), args=config, processing_class=tokenizer(),
-        train_dataset=Dataset.from_dict(PAIRS),
+        train_dataset=datasets.Dataset.from_dict(PAIRS),
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer._compute_loss(trainer.model, batch, return_outputs=False)
@@ -73,6 +79,7 @@ def test_a_loss_of_pairs_is_trls(loss_type: str, ours: Any, tmp_path: Path) -> N
         reference, _ = log_probability(trainer.ref_model, batch)
     mine = ours(policy, reference, length).mean()
     assert float(mine.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
-    gradients = [torch.autograd.grad(loss, trainer.model.parameters(), retain_graph=True) for loss in (mine, theirs)]
+    weights = list(trainer.model.parameters())
+    gradients = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in (mine, theirs)]
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
