@@ -101,6 +101,7 @@ LANGUAGES: Mapping[str, str] = {
     "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "th": "Thai", "tr": "Turkish", "zh": "Chinese",
 }  # fmt: skip
 
+TRANSLATIONS = 2  # languages that one picture is asked about
 WINDOWS_S = (2, 3, 4, 5, 6, 7, 8)  # lengths of movement that are asked about
 WINDOWS = 6  # pieces of one recording, each of a length of its own
 
@@ -183,10 +184,11 @@ def about_picture(sample: Sample, names: Mapping[str, Sequence[str]], split: str
     names not in English, so that both have to be read."""
     asker = Asker(split, sample.key)
     picture, called = sample.of("image")[:1], called_in(sample)
-    questions: list[Question] = []
-    if others := sorted(language for language in called if language != "en"):
-        language = asker.rng.choice(others)
-        questions.append(asker.question("translation", picture, called[language], language=LANGUAGES[language]))
+    others = sorted(language for language in called if language != "en")
+    questions = [
+        asker.question("translation", picture, called[language], language=LANGUAGES[language])
+        for language in asker.rng.sample(others, min(TRANSLATIONS, len(others)))
+    ]
     if name := called.get("en"):
         questions.append(asker.question("name", picture, name))
         known = [language for language in others if len(names[language]) > 1]
