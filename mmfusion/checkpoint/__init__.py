@@ -11,12 +11,13 @@
 Nothing here is a pickle, nothing is fetched, and only classes on an exact list are built (see `BUILDABLE`).
 """
 
-from mmfusion.checkpoint.layout import CONFIG, HASHED, LINEAGE, TOKENIZER, WEIGHTS, CheckpointError, locate
+from mmfusion.checkpoint.layout import ADAPTER, CONFIG, HASHED, LINEAGE, TOKENIZER, WEIGHTS, CheckpointError, locate
 from mmfusion.checkpoint.reading import check_same, fill, load, plain_yaml
 from mmfusion.checkpoint.trust import BUILDABLE, Allowed, buildable, check_buildable
 from mmfusion.checkpoint.writing import data_of, lineage, save, write_card
 
 __all__ = [
+    "ADAPTER",
     "BUILDABLE",
     "CONFIG",
     "HASHED",

@@ -84,6 +84,7 @@ def dpo(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     per_piece: bool = False,
+    anchor: float = 0.0,
 ) -> Tensor:
     """Direct preference optimization (Rafailov et al. 2305.18290, equation 7).
 
@@ -91,13 +92,16 @@ def dpo(
 
     `label_smoothing` ε is the share of pairs that are thought to be the wrong way round (cDPO; Mitchell 2023, "A note
     on DPO with noisy preferences"). `per_piece` divides each answer's log-ratio by its length, so that longer answers
-    gain nothing by it (Meng et al. 2405.14734, section 2; Lambert et al. 2411.15124, section 5).
+    gain nothing by it (Meng et al. 2405.14734, section 2; Lambert et al. 2411.15124, section 5). `anchor` a adds
+    -a log π(c) / |c|: without it the chosen answers may become unlikely too, only less so than the others (Pang et al.
+    2404.19733, equation 2).
     """
+    likelihood = anchor * -policy[:, 0] / length[:, 0]
     ratio = policy - reference
     if per_piece:
         ratio = ratio / length
     h = beta * (ratio[:, 0] - ratio[:, 1])
-    return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+    return -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h) + likelihood
 
 
 def ipo(policy: Tensor, reference: Tensor, length: Tensor, *, beta: float = 0.1) -> Tensor:

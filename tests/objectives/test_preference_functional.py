@@ -53,6 +53,11 @@ def test_dpo_by_hand() -> None:
     assert by_piece == pytest.approx([-math.log(sigmoid(0.5 * (0.25 + 0.1))), -math.log(sigmoid(0.5 * (0.25 - 0.4)))])
 
 
+def test_an_anchor_holds_the_chosen_answer() -> None:
+    anchored = dpo(POLICY, REFERENCE, LENGTH, beta=0.5, anchor=0.25)
+    assert (anchored - dpo(POLICY, REFERENCE, LENGTH, beta=0.5)).tolist() == pytest.approx([0.25, 0.25])
+
+
 def test_dpo_starts_at_log_two_and_pulls_the_answers_apart() -> None:
     policy = REFERENCE.clone().requires_grad_()
     loss = dpo(policy, REFERENCE, LENGTH, beta=0.1)
