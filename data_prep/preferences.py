@@ -1,10 +1,11 @@
 """Pairs of answers about the embedded sample, one of them wrong: `python -m data_prep.preferences [--out FOLDER]`.
 
-Five kinds, each a source of its own, so that logs and results tell them apart: `near-name` (the right name against that
-of its like), `unseen-name` (the same, of concepts that no training shows), `grounded` (against something of another
+Each kind is a source of its own, so that logs and results tell them apart: `near-name` (the right name against that of
+its like), `unseen-name` (the same, of concepts that no training shows), `grounded` (against something of another
 category that is not in the picture), `wrong-language` (against the same name in another language than was asked for),
-`spoken-language` and `wrong-activity` (against another one). Questions are those of `conversations`, in each split in
-words of its own. The same bytes every time.
+`wrong-choice` (against the other one of two that were named), `wrong-category`, `spoken-language`, `wrong-activity`,
+`wrong-duration` (against another one). Questions are those of `conversations`, in each split in words of its own. The
+same bytes every time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from pathlib import Path
 
 from data_prep import conversations, derived
 from data_prep.common import SAMPLE
-from data_prep.conversations import LANGUAGES, Asker, Question, as_shown, called_in, english, stretch
+from data_prep.conversations import (
+    CATEGORIES,
+    KINDS_OF_THINGS,
+    LANGUAGES,
+    Asker,
+    Question,
+    as_shown,
+    called_in,
+    english,
+    stretch,
+)
 from mmfusion.data.shards import ShardSet
 from mmfusion.types import Answer, Part, Sample
 
@@ -63,6 +74,10 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
         own = set(names.alike(sample, "category"))
         if seen and (wrong := asker.other([other for other in names.all if other not in own], name)):
             yield pair(sample, "grounded", 0, asker.question("name", picture, name), wrong)
+    if category := CATEGORIES.get(sample.labels.get("category", "")):
+        question = asker.question("category", picture, category)
+        yield pair(sample, "wrong-category", 0, question, asker.other(KINDS_OF_THINGS, category) or "")
+        yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS), KINDS_OF_THINGS)
     languages = sorted(called)
     if len(languages) > 1:
         asked, other = asker.rng.sample(languages, 2)
@@ -73,6 +88,13 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
 
 def _names(samples: Iterable[Sample]) -> list[str]:
     return sorted({name for sample in samples if (name := english(sample))})
+
+
+def between(sample: Sample, number: int, choices: Sequence[Question], names: Sequence[str]) -> Iterator[Sample]:
+    """The right one of two against the other one that the question names."""
+    for question in choices:
+        (wrong,) = [name for name in names if name != question.answer and name in question.asked]
+        yield pair(sample, "wrong-choice", number, question, wrong)
 
 
 def about_clips(sample: Sample, spoken: Sequence[str], split: str) -> Iterator[Sample]:
@@ -88,9 +110,14 @@ def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator
     (series,), name = sample.of("sensor"), english(sample) or ""
     for number in range(PIECES):
         asker = Asker(split, f"pairs {sample.key} {number}")
-        part = stretch(series, asker.rng.choice(conversations.WINDOWS_S), asker.rng)
+        seconds = asker.rng.choice(conversations.WINDOWS_S)
+        part = stretch(series, seconds, asker.rng)
         if wrong := asker.other(names, name):
             yield pair(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
+        yield from between(sample, number, asker.choice((part,), name, names), names)
+        wrong = asker.rng.choice([other for other in conversations.WINDOWS_S if other != seconds])
+        question = asker.question("duration", (part,), f"{seconds} seconds")
+        yield pair(sample, "wrong-duration", number, question, f"{wrong} seconds")
 
 
 def preferences(root: Path, split: str) -> Iterator[Sample]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common import SAMPLE
-from data_prep.conversations import FORMS, LANGUAGES
+from data_prep.conversations import CATEGORIES, FORMS, KINDS_OF_THINGS, LANGUAGES
 from data_prep.derived import SPLITS
 from data_prep.preferences import preferences, prepare
 from mmfusion.data.shards import ShardSet
@@ -41,7 +41,8 @@ def said(sample: Sample) -> tuple[str, str]:
 
 def test_every_kind_is_there_in_the_questions_words(pairs: dict[str, list[Sample]]) -> None:
     kinds = {split: Counter(sample.source for sample in of) for split, of in pairs.items()}
-    assert set(kinds["train"]) == {"near-name", "grounded", "wrong-language", "spoken-language", "wrong-activity"}
+    wrong = {f"wrong-{what}" for what in ("language", "choice", "category", "activity", "duration")}
+    assert set(kinds["train"]) == {"near-name", "grounded", "spoken-language", *wrong}
     assert set(kinds["test"]) == {*kinds["train"], "unseen-name"}
     assert min(kinds["test"].values()) > 100
     asked = {split: {s.parts[-1].text for s in of if s.source == "near-name"} for split, of in pairs.items()}
@@ -62,6 +63,12 @@ def test_the_wrong_answer_is_wrong_in_the_way_that_is_said(
             assert names[chosen][0] != names[rejected][0]
         elif sample.source == "spoken-language":
             assert {chosen, rejected} <= set(LANGUAGES.values())
+        elif sample.source == "wrong-choice":
+            assert chosen in (asked := sample.parts[-1].text or "")
+            assert rejected in asked
+        elif sample.source == "wrong-category":
+            assert chosen == CATEGORIES[sample.labels["category"]]
+            assert rejected in KINDS_OF_THINGS
         elif sample.source == "wrong-activity":
             assert chosen.casefold().replace(" ", "-") == sample.labels["activity"]
             assert rejected.casefold().replace(" ", "-") != sample.labels["activity"]

@@ -1,0 +1,112 @@
+"""From a pretrained model to one that answers, then answers better: what each stage leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mmfusion
+from data_prep import conversations, preferences
+from mmfusion.cli.main import main
+from mmfusion.converters import lora
+from mmfusion.report.curves import read_history
+from tests.cli.trained import SMALL, fails
+
+SHORT = ["steps=2", *SMALL, "trainer.val_check_interval=2", "trainer.limit_val_batches=1"]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`conversations` and `preferences` about few samples."""
+    made = tmp_path_factory.mktemp("made")
+    for script in (conversations, preferences):
+        script.prepare(made / script.__name__.rpartition(".")[2], few)
+    return made
+
+
+@pytest.fixture(scope="module")
+def answering(one_step_run: Path, folder: Path) -> Path:
+    run = folder / "answering"
+    given = [f"checkpoint={one_step_run}", f"data.root={folder / 'conversations'}", f"paths.run={run}"]
+    assert main(["train", "stage=finetune", *given, *SHORT]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def preferring(answering: Path, folder: Path) -> Path:
+    run = folder / "preferring"
+    given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", f"paths.run={run}"]
+    assert main(["train", "stage=preference", *given, *SHORT, "optim.lr=0.05", "scheduler=constant"]) == 0
+    return run
+
+
+def test_each_stage_names_its_parent_and_itself(one_step_run: Path, answering: Path, preferring: Path) -> None:
+    lines = [json.loads((run / "checkpoint" / "lineage.json").read_text()) for run in (answering, preferring)]
+    assert [line["stage"] for line in lines] == ["finetune", "preference"]
+    for line, parent in zip(lines, (one_step_run, answering), strict=True):
+        own = json.loads((parent / "checkpoint" / "lineage.json").read_text())["files"]["model.safetensors"]
+        assert line["parents"] == [{"name": str(parent / "checkpoint"), "sha256": own}]
+    assert lines[0]["data"]["fingerprint"] != lines[1]["data"]["fingerprint"]
+
+
+def test_adapters_are_trained_beside_weights_that_stay(answering: Path, preferring: Path) -> None:
+    before, after = weights(answering), weights(preferring)
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    adapter = load_file(preferring / "checkpoint" / "adapter" / "adapter_model.safetensors")
+    assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+    assert lora.names(mmfusion.load(preferring).network) == [lora.DEFAULT]
+
+
+def test_what_is_preferred_is_told_by_kind_of_pair(preferring: Path) -> None:
+    history = read_history(preferring / "metrics.csv")
+    assert history["train/preference"][1][0] == pytest.approx(0.6931, abs=1e-3)  # the reference is the model itself
+    assert history["train/preference/margin"][1][0] == pytest.approx(0, abs=1e-4)
+    told = {name for name in history if name.startswith(("train/preference/", "val/preference/"))}
+    for name in ("accuracy", "margin", "chosen", "rejected", "chosen_pieces", "rejected_pieces", "kl"):
+        assert {f"train/preference/{name}", f"val/preference/{name}"} <= told
+    assert any(name.startswith("val/preference/accuracy/") for name in told)
+
+
+def test_an_adapter_is_merged_where_training_goes_on_from_it(preferring: Path, folder: Path) -> None:
+    """The second run's base answers as the first with its adapter."""
+    run = folder / "again"
+    given = [f"checkpoint={preferring}", f"data.root={folder / 'preferences'}", f"paths.run={run}"]
+    assert main(["train", "stage=preference", *given, *SHORT, "optim.lr=0.0", "scheduler=constant"]) == 0
+    asked = {"prompt": "What is this?", "max_new": 8}
+    answers = [mmfusion.load(one).generate(**asked) for one in (preferring, run)]
+    assert answers[0] == answers[1]
+
+
+def test_killed_in_the_preference_stage_it_goes_on_to_the_same_adapter(
+    answering: Path, folder: Path, tmp_path: Path
+) -> None:
+    given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", *SMALL, "trainer.limit_val_batches=1"]
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    for run in runs:
+        assert main(["train", "stage=preference", *given, f"paths.run={run}", "steps=4"]) == 0
+    stopped = runs[1]
+    for file in (*stopped.glob("checkpoint/**/*"), stopped / "report.html"):
+        if file.is_file():
+            file.unlink()
+    (stopped / "resume" / "step=4.ckpt").unlink()
+    assert main(["train", f"resume={stopped}"]) == 0
+    adapters = [load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors") for run in runs]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_shards_that_are_not_there_are_refused_in_one_line(
+    answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"checkpoint={answering}", f"data.root={folder / 'nothing'}"]
+    status, told = fails(["stage=finetune", "data.prepare=null", *given, *SHORT], capsys)
+    assert status == 1
+    assert "no manifest here" in told
