@@ -202,14 +202,21 @@ def about_picture(sample: Sample, names: Mapping[str, Sequence[str]], split: str
         yield talk(sample, sample.key, questions)
 
 
-def about_clips(sample: Sample, others: Sequence[Sample], split: str) -> Iterator[Sample]:
-    """Of each clip of a stamp: its language where it is speech, and whether it belongs to a picture, its own or not."""
+def matches(sample: Sample, others: Sequence[Sample], split: str) -> Iterator[Question]:
+    """Of each clip of a stamp, whether it belongs to a picture, its own or another's."""
     strangers = [other for other in others if other.labels["concept"] != sample.labels["concept"]]
     for number, clip in enumerate(sample.of("audio")):
-        asker = Asker(split, f"{sample.key} {number}")
+        asker = Asker(split, f"match {sample.key} {number}")
         belongs = not strangers or asker.rng.random() < 0.5
         picture = (sample if belongs else asker.rng.choice(strangers)).of("image")[0]
-        questions = [asker.question("belongs", (clip, picture), "yes" if belongs else "no")]
+        yield asker.question("belongs", (clip, picture), "yes" if belongs else "no")
+
+
+def about_clips(sample: Sample, others: Sequence[Sample], split: str) -> Iterator[Sample]:
+    """Of each clip of a stamp: its language where it is speech, and whether it belongs to a picture."""
+    for number, (clip, match) in enumerate(zip(sample.of("audio"), matches(sample, others, split), strict=True)):
+        asker = Asker(split, f"{sample.key} {number}")
+        questions = [match]
         if clip.kind == "speech" and (language := LANGUAGES.get(clip.lang or "")):
             questions.append(asker.question("language", (clip,), language))
         asker.rng.shuffle(questions)

@@ -3,9 +3,9 @@
 Each kind is a source of its own, so that logs and results tell them apart: `near-name` (the right name against that of
 its like), `unseen-name` (the same, of concepts that no training shows), `grounded` (against something of another
 category that is not in the picture), `wrong-language` (against the same name in another language than was asked for),
-`wrong-choice` (against the other one of two that were named), `wrong-category`, `spoken-language`, `wrong-activity`,
-`wrong-duration` (against another one). Questions are those of `conversations`, in each split in words of its own. The
-same bytes every time.
+`wrong-choice` (against the other one of two that were named), `wrong-match` (yes against no), `wrong-category`,
+`spoken-language`, `wrong-activity`, `wrong-duration` (against another one). Questions are those of `conversations`, in
+each split in words of its own. The same bytes every time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from data_prep.conversations import (
     as_shown,
     called_in,
     english,
+    matches,
     stretch,
 )
 from mmfusion.data.shards import ShardSet
@@ -97,8 +98,10 @@ def between(sample: Sample, number: int, choices: Sequence[Question], names: Seq
         yield pair(sample, "wrong-choice", number, question, wrong)
 
 
-def about_clips(sample: Sample, spoken: Sequence[str], split: str) -> Iterator[Sample]:
-    for number, clip in enumerate(sample.of("audio")):
+def about_clips(sample: Sample, others: Sequence[Sample], spoken: Sequence[str], split: str) -> Iterator[Sample]:
+    """The language of speech, and whether a clip belongs to a picture."""
+    for number, (clip, match) in enumerate(zip(sample.of("audio"), matches(sample, others, split), strict=True)):
+        yield pair(sample, "wrong-match", number, match, "no" if match.answer == "yes" else "yes")
         language = LANGUAGES.get(clip.lang or "")
         if clip.kind == "speech" and language:
             asker = Asker(split, f"pairs {sample.key} {number}")
@@ -133,7 +136,7 @@ def preferences(root: Path, split: str) -> Iterator[Sample]:
         for sample in samples:
             if sample.of("image"):
                 yield from about_picture(sample, names, split)
-                yield from about_clips(sample, spoken, split)
+                yield from about_clips(sample, samples, spoken, split)
             elif sample.of("sensor"):
                 yield from about_movement(sample, names.all, split)
 

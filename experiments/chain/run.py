@@ -92,10 +92,11 @@ def preferences(found: Rows) -> Rows:
     values = [of[kind]["value"] for kind in PAIRS]
     n = sum(of[kind]["n"] for kind in PAIRS)
     return [
-        row("L3.worst", "the worst kind of pair about what training shows", min(values), "", n=n, must=">= 0.65"),
-        row("L3.mean", "mean over the kinds of pairs", statistics.mean(values), "", n=n, must=">= 0.75"),
+        row("L3.worst", "the worst of five kinds: name, language, speech, activity, grounding", min(values), "", n=n,
+            must=">= 0.65"),
+        row("L3.mean", "mean over these kinds", statistics.mean(values), "", n=n, must=">= 0.75"),
         *rows,
-    ]
+    ]  # fmt: skip
 
 
 def answered(found: Rows) -> Rows:

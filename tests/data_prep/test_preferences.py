@@ -41,7 +41,7 @@ def said(sample: Sample) -> tuple[str, str]:
 
 def test_every_kind_is_there_in_the_questions_words(pairs: dict[str, list[Sample]]) -> None:
     kinds = {split: Counter(sample.source for sample in of) for split, of in pairs.items()}
-    wrong = {f"wrong-{what}" for what in ("language", "choice", "category", "activity", "duration")}
+    wrong = {f"wrong-{what}" for what in ("language", "choice", "match", "category", "activity", "duration")}
     assert set(kinds["train"]) == {"near-name", "grounded", "spoken-language", *wrong}
     assert set(kinds["test"]) == {*kinds["train"], "unseen-name"}
     assert min(kinds["test"].values()) > 100
@@ -66,6 +66,8 @@ def test_the_wrong_answer_is_wrong_in_the_way_that_is_said(
         elif sample.source == "wrong-choice":
             assert chosen in (asked := sample.parts[-1].text or "")
             assert rejected in asked
+        elif sample.source == "wrong-match":
+            assert {chosen, rejected} == {"yes", "no"}
         elif sample.source == "wrong-category":
             assert chosen == CATEGORIES[sample.labels["category"]]
             assert rejected in KINDS_OF_THINGS
