@@ -113,6 +113,15 @@ def ipo(policy: Tensor, reference: Tensor, length: Tensor, *, beta: float = 0.1)
     return (ratio[:, 0] - ratio[:, 1] - 1 / (2 * beta)) ** 2
 
 
+def simpo(policy: Tensor, reference: Tensor, length: Tensor, *, beta: float = 2.0, margin: float = 1.0) -> Tensor:
+    """Preference optimization without a reference (Meng et al. 2405.14734, equation 6).
+
+    -log sigmoid(β (log π(c) / |c| - log π(r) / |r|) - m), m the `margin`.
+    """
+    per_piece = policy / length
+    return -F.logsigmoid(beta * (per_piece[:, 0] - per_piece[:, 1]) - margin)
+
+
 def bradley_terry(rewards: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """-log sigmoid(r_c - r_r - m) of rewards[n, 2], the chosen answer's first: a reward model's loss.
 

@@ -17,6 +17,7 @@ from mmfusion.objectives.functional import (
     ipo,
     kto,
     reverse_kl,
+    simpo,
 )
 from mmfusion.types import IGNORE
 
@@ -70,6 +71,14 @@ def test_dpo_starts_at_log_two_and_pulls_the_answers_apart() -> None:
 def test_ipo_by_hand() -> None:
     got = ipo(POLICY, REFERENCE, LENGTH, beta=0.5).tolist()
     assert got == pytest.approx([(0.25 + 0.1 - 1) ** 2, (0.25 - 0.4 - 1) ** 2])
+
+
+def test_simpo_by_hand() -> None:
+    """Per piece: -1 and -1; -1 and -1. The second pair is turned round and lengthened: -1 and -0.5."""
+    even = simpo(POLICY, REFERENCE, LENGTH, beta=3.0, margin=0.5).tolist()
+    assert even == pytest.approx([-math.log(sigmoid(-0.5))] * 2)
+    longer = torch.tensor([[2, 3], [4, 10]])
+    assert simpo(POLICY, REFERENCE, longer, beta=3.0, margin=0.5).tolist()[1] == pytest.approx(-math.log(sigmoid(-2)))
 
 
 def test_bradley_terry_by_hand() -> None:
