@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import nn
@@ -119,10 +119,13 @@ def _check_hashes(folder: Path) -> None:
     path = folder / LINEAGE
     try:
         files = json.loads(path.read_bytes())["files"]
-        expected = {name: files[name] for name in HASHED}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        adapter = [name for name in files if PurePosixPath(name).parent == PurePosixPath(ADAPTER)]
+        expected = {name: files[name] for name in (*HASHED, *adapter)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: files: missing or unreadable; copy the whole folder again") from error
     for name, digest in expected.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing; copy the whole folder again")
         if name != WEIGHTS and sha256(folder / name) != digest:
             raise CheckpointError(f"{folder / name}: changed since it was saved (sha256 differs from {LINEAGE})")
     if sha256(folder / WEIGHTS) != expected[WEIGHTS]:

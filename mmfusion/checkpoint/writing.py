@@ -57,9 +57,11 @@ def save(
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, draft / WEIGHTS)
         shutil.copyfile(tokenizer, draft / TOKENIZER)
         shutil.copyfile(CHAT_TEMPLATE, draft / TEMPLATE)
+        hashed = list(HASHED)
         if lora.names(model):
             save_adapter(draft / ADAPTER, model, sha256(draft / WEIGHTS))
-        hashes = {name: sha256(draft / name) for name in HASHED}
+            hashed += sorted(f"{ADAPTER}/{path.name}" for path in (draft / ADAPTER).iterdir())
+        hashes = {name: sha256(draft / name) for name in hashed}
         _write_json(draft / LINEAGE, {**lineage, "files": hashes})
         (draft / CARD).write_text(card, encoding="utf-8")
         _swap(draft, folder)

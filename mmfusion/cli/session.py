@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,17 @@ from mmfusion.config import ConfigError
 from mmfusion.converters.lora import Lora
 from mmfusion.data.datamodule import DataModule
 from mmfusion.data.shards import read_manifest
+from mmfusion.evaluation import comparison
 from mmfusion.evaluation import run as evaluate
+from mmfusion.evaluation.bench import Bench
+from mmfusion.evaluation.measure import Row, ask
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.report import terminal
 from mmfusion.training.callbacks import StopBetweenSteps
 from mmfusion.training.health import without_gradient
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import ParameterGroups
+from mmfusion.types import DataError
 
 # What `train` itself gives the trainer, and the key that says it.
 TRAINER = {"max_steps": "steps", "callbacks": "callbacks", "logger": "logger", "default_root_dir": "paths.run"}
@@ -53,6 +57,14 @@ class Paths:
     runs: Annotated[str, MinLen(1)] = "runs"
     run: Annotated[str, MinLen(1)] | None = None
     id: Annotated[str, MinLen(1)] | None = None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier stage was asked: its tasks, on the shards under `root`."""
+
+    root: Annotated[str, MinLen(1)]
+    tasks: Mapping[str, Callable[..., Any]]
 
 
 def train(
@@ -79,12 +91,14 @@ def train(
     compile: bool = False,
     gradient_checkpointing: bool = False,
     stage: Literal["pretrain", "finetune", "preference"] = "pretrain",
+    earlier: Mapping[str, Earlier] | None = None,
     checkpoint: str | None = None,
     resume: str | None = None,
 ) -> None:
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
 
-    The checkpoint has the last weights, or the `best`: those of the lowest validation loss.
+    The checkpoint has the last weights, or the `best`: those of the lowest validation loss. Where it has tasks of its
+    own, `earlier` stages' are asked again, of the `checkpoint` it began with and of its own.
     `tree` is the resolved configuration that goes into the checkpoint; everything else is built from it. Raises
     KeyboardInterrupt or SIGTERMException where a signal ended the training.
     """
@@ -127,7 +141,7 @@ def train(
         return  # a callback had something else to do, such as finding a learning rate
     print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
     step = choose_weights(fitter, module, keep)
-    _finish(tree, run, module, data, evaluation, step, seconds)
+    _finish(tree, run, module, data, evaluation, step, seconds, earlier or {} if evaluation else {})
 
 
 def _validate_by_steps(fitter: pl.Trainer) -> None:
@@ -195,6 +209,7 @@ def _finish(
     tasks: Mapping[str, Callable[..., Any]],
     steps: int,
     seconds: dict[str, float],
+    earlier: Mapping[str, Earlier],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
     runs.mark(run, "evaluating", step=steps)
@@ -219,6 +234,7 @@ def _finish(
     allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
     model = api.load(run / "checkpoint", allow=allowed)
     done = evaluate(model, tasks, data.root)
+    compared = _before_and_after(earlier, parents[0], model, allowed) if parents else []
     seconds["evaluation"] = time.monotonic() - began
     for name, reason in done.left_out.items():
         print(f"task {name} left out: {reason}", flush=True)
@@ -237,13 +253,34 @@ def _finish(
         evaluation=done,
         examples=report.collect(model, done),
         counts=counts or {"samples skipped in training": "none"},
+        earlier=compared,
     )
     card = report.card(runs.without_secrets(str(tree["name"])), read_manifest(data.root), done.metrics, model)
     checkpoint.write_card(run / "checkpoint", card)
     print(f"evaluated in {seconds['evaluation']:.0f} s\n")
     terminal.show(terminal.metrics(done.metrics))
+    if compared:
+        runs.write(run / "earlier.json", json.dumps(compared, indent=1, ensure_ascii=False))
+        print(f"\nwhat earlier stages were asked, before and after: {run / 'earlier.json'}")
     print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
     print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
+
+
+def _before_and_after(
+    earlier: Mapping[str, Earlier], parent: Path, model: api.Model, allowed: Collection[str]
+) -> list[Row]:
+    """Rows of every earlier task, `before` and `after`; a stage whose shards are not there is named."""
+    rows: list[Row] = []
+    before = api.load(parent, allow=allowed) if earlier else model
+    for stage, asked in earlier.items():
+        try:
+            bench = Bench(before, Path(asked.root))
+        except DataError as error:
+            print(f"what stage {stage} was asked is left out: {error}", flush=True)
+            continue
+        of_both = {"before": bench, "after": bench.with_model(model)}
+        rows += comparison.rows({name: ask(one, asked.tasks.items()) for name, one in of_both.items()})
+    return rows
 
 
 def _try_optimizer(tree: Mapping[str, Any]) -> None:

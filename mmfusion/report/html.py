@@ -31,11 +31,13 @@ def write(
     evaluation: Evaluation,
     examples: Sequence[Example],
     counts: Mapping[str, str],
+    earlier: Sequence[Row] = (),
 ) -> None:
     """Write the report, whole or not at all.
 
     `facts` (run, commit, machine, time, steps, …) and `counts` (skipped, masked, …) are shown as they are, in their
-    order; `history` is the metrics.csv of the run, with a `step` column.
+    order; `history` is the metrics.csv of the run, with a `step` column. `earlier` are rows of
+    `mmfusion.evaluation.comparison` of two checkpoints, of each metric those of the one before and of this one.
     """
     cards: dict[str, list[Example]] = {}
     for example in examples:
@@ -51,6 +53,7 @@ def write(
         shown=len(examples),
         curves=curves.plots(history),
         counts=counts,
+        earlier=before_and_after(earlier),
     )  # fmt: skip
     runs.write(path, page)
 
@@ -135,6 +138,18 @@ def tasks(metrics: Sequence[Row]) -> dict[str, list[Row]]:
     for row in metrics:
         if "subset" not in row:
             found.setdefault(row["task"], []).append(row)
+    return found
+
+
+def before_and_after(rows: Sequence[Row]) -> dict[str, list[tuple[Row, Row]]]:
+    """By task, the rows of two checkpoints that are of one metric, in their order."""
+    first: dict[tuple[str, str], Row] = {}
+    found: dict[str, list[tuple[Row, Row]]] = {}
+    for row in rows:
+        which = row["task"], row["metric"]
+        if which in first:
+            found.setdefault(row["task"], []).append((first[which], row))
+        first.setdefault(which, row)
     return found
 
 

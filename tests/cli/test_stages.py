@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import mmfusion
 from data_prep import conversations, preferences
+from mmfusion.checkpoint import CheckpointError
 from mmfusion.cli.main import main
 from mmfusion.converters import lora
 from mmfusion.report.curves import read_history
@@ -40,11 +42,35 @@ def answering(one_step_run: Path, folder: Path) -> Path:
     return run
 
 
+def test_earlier_stages_are_asked_again(one_step_run: Path, folder: Path, few: Path, tmp_path: Path) -> None:
+    given = [f"checkpoint={one_step_run}", f"data.root={folder / 'conversations'}", f"paths.run={tmp_path / 'run'}"]
+    small = [option for option in SHORT if option != "evaluation=none"] + ["evaluation.answers.limit=2"]
+    tasks = [f"earlier.pretrain.root={few}", "~earlier.pretrain.tasks.by_modality", "~earlier.pretrain.tasks.captions"]
+    assert main(["train", "stage=finetune", *given, *small, *tasks]) == 0
+    rows = json.loads((tmp_path / "run" / "earlier.json").read_text())
+    assert {row["task"] for row in rows} >= {"picture_to_name", "sound_kind", "watch_exercise"}
+    assert [row["checkpoint"] for row in rows if row["task"] == "sound_kind"] == ["before", "after"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Before and after" in page
+    assert page.count('data-name="Before"') == len(rows) / 2
+
+
+def test_an_earlier_stage_whose_shards_are_gone_is_named(
+    one_step_run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"checkpoint={one_step_run}", f"data.root={folder / 'conversations'}", f"paths.run={tmp_path / 'run'}"]
+    small = [option for option in SHORT if option != "evaluation=none"] + ["evaluation.answers.limit=2"]
+    assert main(["train", "stage=finetune", *given, *small, f"earlier.pretrain.root={tmp_path / 'gone'}"]) == 0
+    assert f"what stage pretrain was asked is left out: {tmp_path / 'gone'}: no such folder" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "earlier.json").exists()
+
+
 @pytest.fixture(scope="module")
 def preferring(answering: Path, folder: Path) -> Path:
     run = folder / "preferring"
     given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", f"paths.run={run}"]
-    assert main(["train", "stage=preference", *given, *SHORT, "optim.lr=0.05", "scheduler=constant"]) == 0
+    how = ["optim.lr=0.05", "scheduler=constant", "objective.dpo.loss.anchor=0.0"]
+    assert main(["train", "stage=preference", *given, *SHORT, *how]) == 0
     return run
 
 
@@ -64,6 +90,18 @@ def test_adapters_are_trained_beside_weights_that_stay(answering: Path, preferri
     adapter = load_file(preferring / "checkpoint" / "adapter" / "adapter_model.safetensors")
     assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
     assert lora.names(mmfusion.load(preferring).network) == [lora.DEFAULT]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_or_missing_adapter_is_named(preferring: Path, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(preferring / "checkpoint", tmp_path / "copy")
+    file = copy / "adapter" / name
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    with pytest.raises(CheckpointError, match=rf"{name}: changed since it was saved"):
+        mmfusion.load(copy)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: missing"):
+        mmfusion.load(copy)
 
 
 def test_what_is_preferred_is_told_by_kind_of_pair(preferring: Path) -> None:
