@@ -11,7 +11,11 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARK = "<!-- results: printed by `uv run python experiments/table.py` -->\n"
 END = "<!-- end of results -->\n"
-SHOWN = {"quickstart": ("F1.train", "F2", "F3", "F4.sound", "F4.watch"), "first_hour": ("H1", "H5.step", "H7")}
+SHOWN = {
+    "quickstart": ("F1.train", "F2", "F3", "F4.sound", "F4.watch"),
+    "first_hour": ("H1", "H5.step", "H7"),
+    "chain": ("L1", "L2.image", "L2.audio", "L2.sensor", "L3.mean"),
+}
 
 
 def table() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import glob
+import json
+import os
 import re
 import shlex
 import shutil
@@ -204,3 +206,20 @@ def test_the_notebook_runs_from_top_to_bottom(
     source = (ROOT / "notebooks" / "01_quickstart.py").read_text()
     exec(compile(source, "01_quickstart.py", "exec"), {"__name__": "__main__"})
     assert "picture_to_name" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # a pretraining and two stages of few steps, then their evaluation: three minutes
+@pytest.mark.timeout(1200)
+def test_the_chain_in_small(tmp_path: Path) -> None:
+    """`experiments/chain/run.py --quick` in a clone: every row is there, whatever it says after four steps."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    command = [sys.executable, "experiments/chain/run.py", "--quick", "--keep", str(tmp_path / "work")]
+    ended = subprocess.run(
+        command, cwd=clone, env={**os.environ, "PYTHONPATH": str(clone)}, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads((clone / "experiments" / "chain" / "results.quick.json").read_text())["rows"]
+    assert {"L1", "L2.image", "L2.sensor", "L3.worst", "L3.mean", "L3.answers", "L9.bytes", "L9.memory"} <= {
+        row["id"] for row in rows
+    }
