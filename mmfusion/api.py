@@ -209,7 +209,7 @@ class Model:
 
     @torch.inference_mode()
     def _log_probability(self, batch: Batch) -> np.ndarray:
-        return log_probability_of_answers(self.network(batch), batch.rows)[0].float().cpu().numpy()
+        return log_probability_of_answers(self.network(batch), batch.rows).float().cpu().numpy()
 
     def _say(self, things: Sequence[Sequence[Part]], asked: Mapping[str, str | None], **sampling: Any) -> list[str]:
         said: list[str] = []

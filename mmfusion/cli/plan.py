@@ -77,8 +77,8 @@ def _budget(options: argparse.Namespace) -> Budget:
             if OmegaConf.is_missing(cfg.data, key):
                 cfg.data[key] = "nowhere"
     tree = settled(cfg)
-    wanted = ("model", "objective", "optim", "scheduler", "parameters")
-    given = config.build_arguments({name: tree[name] for name in wanted}, train)
+    wanted = ("model", "objective", "converter", "optim", "scheduler", "parameters")
+    given = config.build_arguments({name: tree[name] for name in wanted if name in tree}, train)
     module = TrainingModule(
         model=given["model"],
         objectives=given["objective"],
@@ -87,6 +87,7 @@ def _budget(options: argparse.Namespace) -> Budget:
         scheduler=given["scheduler"],
         seed=tree["seed"],
         parameters=given["parameters"],
+        converters=given.get("converter"),
     )
     return budget.count(module, tree["data"], tree["trainer"], recompute=bool(tree.get("gradient_checkpointing")))
 

@@ -58,18 +58,9 @@ def captioning_loss(hidden: Tensor, unembedding: Tensor, labels: Tensor, label_s
     return F.cross_entropy(logits, labels[labelled], reduction="none", label_smoothing=label_smoothing)
 
 
-def answer_log_probability(
-    hidden: Tensor, unembedding: Tensor, labels: Tensor, document: Tensor, documents: int
-) -> tuple[Tensor, Tensor]:
-    """log p(answer | what stands before it) of each document in nats, and its labelled pieces, [K] and [K].
-
-        log p_k = Σ_{i in k} log softmax(h_i Wᵀ)[y_i]
-
-    As in `captioning_loss`, and document[R, L], of the K `documents` that each place belongs to.
-    """
-    each = -captioning_loss(hidden, unembedding, labels)
-    of = document[labels != IGNORE]
-    return each.new_zeros(documents).index_add(0, of, each), torch.bincount(of, minlength=documents)
+def log_probability(hidden: Tensor, unembedding: Tensor) -> Tensor:
+    """log softmax(h Wᵀ) of hidden h[n, D] and unembedding W[V, D], [n, V]: each piece that may come next, in nats."""
+    return _at_least_float32(hidden @ unembedding.T).log_softmax(dim=-1)
 
 
 # Losses of pairs. policy, reference and length [n, 2] are the log-probabilities that the model and the reference give

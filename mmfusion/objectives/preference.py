@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmfusion.objectives.functional import answer_log_probability
+from mmfusion.objectives.functional import log_probability
 from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
 
 
@@ -38,13 +38,14 @@ class Preference(nn.Module):
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
         rows = batch.rows
         pair = pairs(rows)  # [n, 2]
-        policy, length = log_probability_of_answers(outputs, rows)
+        now = _next_pieces(outputs, rows)
+        policy, length = _of_answers(_said(now, rows), rows), _of_answers(torch.ones_like(now[:, 0]), rows)
         reference, divergence = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.frozen is not None:
             with torch.no_grad():
-                before = self.frozen(batch)
-            reference, _ = log_probability_of_answers(before, rows)
-            divergence = _divergence(outputs, before, rows)
+                then = _next_pieces(self.frozen(batch), rows)
+                reference = _of_answers(_said(then, rows), rows)
+                divergence = _of_answers((now.exp() * (now - then)).sum(dim=-1), rows)
         each = self.loss(policy[pair], reference[pair], length[pair])
         gain = (policy - reference)[pair].detach()
         margin = gain[:, 0] - gain[:, 1]
@@ -53,8 +54,8 @@ class Preference(nn.Module):
             "margin": margin,
             "chosen": policy[pair[:, 0]].detach(),
             "rejected": policy[pair[:, 1]].detach(),
-            "chosen_pieces": length[pair[:, 0]].to(margin.dtype),
-            "rejected_pieces": length[pair[:, 1]].to(margin.dtype),
+            "chosen_pieces": length[pair[:, 0]],
+            "rejected_pieces": length[pair[:, 1]],
             "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
         }
         owner = rows.owner[rows.of[pair[:, 0]]]
@@ -75,18 +76,26 @@ def pairs(rows: Rows) -> Tensor:
     return torch.where(swapped[:, None], both.flip(1), both)
 
 
-def log_probability_of_answers(outputs: Outputs, rows: Rows) -> tuple[Tensor, Tensor]:
-    """log-probability and pieces of each answer, [K] and [K]; labels at a prompt's places are nobody's."""
-    labels = torch.where(rows.answer >= 0, rows.labels, IGNORE)
-    return answer_log_probability(outputs.hidden, outputs.unembedding, labels, rows.answer, len(rows.of))
+def log_probability_of_answers(outputs: Outputs, rows: Rows) -> Tensor:
+    """log p of each answer in nats, [K]."""
+    return _of_answers(_said(_next_pieces(outputs, rows), rows), rows)
 
 
-def _divergence(outputs: Outputs, before: Outputs, rows: Rows) -> Tensor:
-    """Σ KL(π ‖ π_ref) of the next piece over each answer's places, [K], without gradient."""
-    labelled = (rows.labels != IGNORE) & (rows.answer >= 0)
-    now, then = (
-        (one.hidden[labelled].detach() @ one.unembedding.detach().T).float().log_softmax(-1)
-        for one in (outputs, before)
-    )
-    each = (now.exp() * (now - then)).sum(-1)
-    return each.new_zeros(len(rows.of)).index_add(0, rows.answer[labelled], each)
+def _labelled(rows: Rows) -> Tensor:
+    """[R, L], the places that must say a piece of an answer; labels at a prompt's places are nobody's."""
+    return (rows.labels != IGNORE) & (rows.answer >= 0)
+
+
+def _next_pieces(outputs: Outputs, rows: Rows) -> Tensor:
+    """log p of every piece at the n labelled places, [n, V]."""
+    return log_probability(outputs.hidden[_labelled(rows)], outputs.unembedding)
+
+
+def _said(each: Tensor, rows: Rows) -> Tensor:
+    """Of log p[n, V] those of the pieces that are said, [n]."""
+    return each.gather(1, rows.labels[_labelled(rows)][:, None])[:, 0]
+
+
+def _of_answers(each: Tensor, rows: Rows) -> Tensor:
+    """Σ over the labelled places of each answer, [n] to [K]."""
+    return each.new_zeros(len(rows.of)).index_add(0, rows.answer[_labelled(rows)], each)

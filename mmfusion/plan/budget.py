@@ -120,6 +120,7 @@ def count(module: TrainingModule, data: Mapping[str, Any], trainer: Mapping[str,
         module.configure_model()
     with FakeTensorMode(allow_non_fake_inputs=True):
         module.to_empty(device="cpu")  # still without numbers, but of a device that autocast knows
+        module.attach_references()
     if recompute:
         module.model.checkpoint_activations()
     batch, counted_on = micro_batch(data, layout.samples, module.model.decoder.vocab)
@@ -162,7 +163,7 @@ def measure(module: TrainingModule, batch: Batch, autocast: torch.dtype | None =
         gradients = sum(_bytes(weight.grad) for weight in module.parameters())
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             losses, _ = module.losses(batch)
-            total = torch.stack([loss.sum for parts in losses.values() for loss in parts.values()]).sum()
+            total = torch.stack([one.sum for parts in losses.values() for one in parts.values() if one.trained]).sum()
         meter.begin_backward()
         total.backward()
     return meter, meter.peak - gradients

@@ -110,14 +110,18 @@ class TrainingModule(pl.LightningModule):
             self._start(self.model)
         for convert in self._converters.values():
             convert(self.model)
-        for _, objective in self._named_objectives():
-            if isinstance(objective, Comparing) and objective.reference:
-                objective.frozen = Frozen(self.model)
+        self.attach_references()
         if self._recompute:
             self.model.checkpoint_activations()
         if self._compiled:
             for block in self.model.blocks():  # the whole would break at every mask and compile anew for every batch
                 block.compile(dynamic=True)
+
+    def attach_references(self) -> None:
+        """Objectives that compare get the model as it is now."""
+        for _, objective in self._named_objectives():
+            if isinstance(objective, Comparing) and objective.reference:
+                objective.frozen = Frozen(self.model)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = apply_shares(self._optimizer(self._groups(self)))

@@ -34,6 +34,8 @@ class Frozen:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
         if self._copy is not None:
-            return self._copy.to(batch.rows.ids.device)(batch)
+            if next(self._copy.parameters()).device != batch.rows.ids.device:
+                self._copy.to(batch.rows.ids.device)
+            return self._copy(batch)
         with lora.switched_off(self._model):
             return self._model(batch)

@@ -55,9 +55,24 @@ def test_at_the_start_nothing_is_gained_and_ties_are_wrong() -> None:
         assert float(told[name].sum) == pytest.approx(0, abs=1e-6)
     assert told["accuracy"].owner is not None
     assert told["accuracy"].owner.tolist() == [0, 2]
-    said, length = log_probability_of_answers(outputs, made.rows)
+    said = log_probability_of_answers(outputs, made.rows)
     assert float(told["chosen"].sum) == pytest.approx(float((said[1] + said[3]).detach()))
-    assert float(told["rejected_pieces"].sum) == float(length[0] + length[4])
+    assert float(told["rejected_pieces"].sum) == 2
+
+
+def test_the_log_probability_of_answers_in_packed_rows() -> None:
+    """The embedding is such that the logits at a place are (x, 0): answers 0 and 1 say pieces 0 and 1, once each."""
+    made, _ = given()
+    hidden = torch.arange(12.0)[None, :, None]
+    got = log_probability_of_answers(
+        Outputs({}, {}, hidden, torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]])), made.rows
+    )
+    places = {0: 1, 1: 3, 2: 5}  # of the first three answers' labels
+    for answer, x in places.items():
+        logits = torch.tensor([float(x), 0, 0, 0, 0])
+        assert float(got[answer]) == pytest.approx(float(logits.log_softmax(0)[answer]))
+    both = torch.tensor([8.0, 0, 0, 0, 0]).log_softmax(0)[3] + torch.tensor([9.0, 0, 0, 0, 0]).log_softmax(0)[3]
+    assert float(got[3]) == pytest.approx(float(both))
 
 
 def test_a_step_along_the_gradient_prefers_the_chosen() -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mmfusion.objectives.functional import (
-    answer_log_probability,
     bradley_terry,
     clipped_policy_loss,
     dpo,
@@ -19,7 +18,6 @@ from mmfusion.objectives.functional import (
     reverse_kl,
     simpo,
 )
-from mmfusion.types import IGNORE
 
 
 def sigmoid(x: float) -> float:
@@ -30,18 +28,6 @@ def sigmoid(x: float) -> float:
 POLICY = torch.tensor([[-2.0, -3.0], [-4.0, -5.0]])
 REFERENCE = torch.tensor([[-2.5, -2.7], [-5.0, -7.0]])
 LENGTH = torch.tensor([[2, 3], [4, 5]])
-
-
-def test_the_log_probability_of_answers_in_packed_rows() -> None:
-    """Two documents in one row; the embedding is such that the logits at a place are (x, 0)."""
-    hidden = torch.tensor([[[0.0], [1.0], [2.0], [5.0], [-1.0]]])
-    unembedding = torch.tensor([[1.0], [0.0]])
-    labels = torch.tensor([[IGNORE, 0, 1, IGNORE, 1]])
-    document = torch.tensor([[0, 0, 0, 1, 1]])
-    got, length = answer_log_probability(hidden, unembedding, labels, document, 3)
-    expected = [math.log(sigmoid(1)) + math.log(sigmoid(-2)), math.log(sigmoid(1)), 0.0]
-    assert got.tolist() == pytest.approx(expected)
-    assert length.tolist() == [2, 1, 0]
 
 
 def test_dpo_by_hand() -> None:

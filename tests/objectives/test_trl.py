@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmfusion.objectives.functional import answer_log_probability, dpo, ipo
-from mmfusion.types import IGNORE
+from mmfusion.objectives.functional import dpo, ipo, log_probability
 
 PAIRS = {
     "prompt": ["a b", "c", "b b a", "d"],
@@ -43,14 +42,13 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>", unk_token="?")
 
 
-def log_probability(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Ours of TRL's batch, whose first half is chosen, whose second is rejected: [n, 2] each."""
-    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    said = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
-    labels = torch.cat([said[:, 1:], torch.full_like(said[:, :1], IGNORE)], dim=1)
-    row = torch.arange(len(said))[:, None].expand_as(said)
-    both = answer_log_probability(hidden, model.lm_head.weight, labels, row, len(said))
-    return tuple(torch.stack(one.chunk(2), dim=1) for one in both)  # pyright: ignore[reportReturnType]  (two)
+def scored(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p and pieces of TRL's batch, whose first half is chosen, whose second is rejected: [n, 2] each."""
+    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state[:, :-1]
+    following, said = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+    each = log_probability(hidden.flatten(0, 1), model.lm_head.weight).view(*following.shape, -1)
+    each = each.gather(2, following[:, :, None])[:, :, 0] * said
+    return torch.stack(each.sum(1).chunk(2), dim=1), torch.stack(said.sum(1).chunk(2), dim=1)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +72,9 @@ def test_a_loss_of_pairs_is_trls(loss_type: str, ours: Any, tmp_path: Path) -> N
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer._compute_loss(trainer.model, batch, return_outputs=False)
-    policy, length = log_probability(trainer.model, batch)
+    policy, length = scored(trainer.model, batch)
     with torch.no_grad():
-        reference, _ = log_probability(trainer.ref_model, batch)
+        reference, _ = scored(trainer.ref_model, batch)
     mine = ours(policy, reference, length).mean()
     assert float(mine.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     weights = list(trainer.model.parameters())
