@@ -92,6 +92,15 @@ def test_adapters_are_trained_beside_weights_that_stay(answering: Path, preferri
     assert lora.names(mmfusion.load(preferring).network) == [lora.DEFAULT]
 
 
+@pytest.mark.parametrize("converter", ["[lora]", "[]"])  # the reference is the model without them, or a copy
+def test_a_step_of_pairs_is_counted_before_it_is_taken(
+    converter: str, answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", f"converter={converter}"]
+    assert main(["plan", "stage=preference", *given]) == 0
+    assert "objective.dpo" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_damaged_or_missing_adapter_is_named(preferring: Path, tmp_path: Path, name: str) -> None:
     copy = shutil.copytree(preferring / "checkpoint", tmp_path / "copy")
