@@ -260,6 +260,13 @@ def stretch(series: Part, seconds: int, rng: random.Random) -> Part:
     return dataclasses.replace(series, data=out.getvalue())
 
 
+def pictures(root: Path, split: str) -> frozenset[object]:
+    """The bytes of the first picture of each sample of a split. Of some stamps only voices are held out: what is asked
+    about their pictures alone would be asked again."""
+    shards = ShardSet(root, split)
+    return frozenset(shards.read(i).of("image")[0].data for i in range(len(shards)) if shards.read(i).of("image"))
+
+
 def conversations(root: Path, split: str) -> Iterator[Sample]:
     """All that is asked about the samples of one split."""
     shards = ShardSet(root, split)
@@ -267,11 +274,13 @@ def conversations(root: Path, split: str) -> Iterator[Sample]:
     for i in range(len(shards)):
         sample = shards.read(i)
         of_source.setdefault(sample.source or "", []).append(sample)
+    known = pictures(root, "train") if split != "train" else frozenset()
     for _, samples in sorted(of_source.items()):
         names = names_by_language(samples)
         for sample in samples:
             if sample.of("image"):
-                yield from about_picture(sample, names, split)
+                if sample.of("image")[0].data not in known:
+                    yield from about_picture(sample, names, split)
                 yield from about_clips(sample, samples, split)
             elif sample.of("audio"):
                 yield from about_sound(sample, names["en"], split)
@@ -279,9 +288,9 @@ def conversations(root: Path, split: str) -> Iterator[Sample]:
                 yield from about_movement(sample, names["en"], split)
 
 
-def prepare(out: Path, root: Path = SAMPLE) -> None:
+def prepare(out: Path, root: Path = SAMPLE, only: str | None = None) -> None:
     """The conversations about the shards below `root`, in `out`."""
-    derived.prepare(out, root, conversations, [Path(__file__)])
+    derived.prepare(out, root, conversations, [Path(__file__)], only)
 
 
 if __name__ == "__main__":

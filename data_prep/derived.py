@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.common import CACHE, SAMPLE
 from mmfusion.data.pack.write import check_out, draft_folder
-from mmfusion.data.shards import MANIFEST
+from mmfusion.data.shards import MANIFEST, read_manifest
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.types import Sample
 
@@ -18,14 +18,19 @@ SPLITS = ("train", "validation", "test")
 Make = Callable[[Path, str], Iterable[Sample]]  # the samples of a split that are made of the shards below a folder
 
 
-def prepare(out: Path, root: Path, make: Make, scripts: Iterable[Path]) -> None:
+def prepare(out: Path, root: Path, make: Make, scripts: Iterable[Path], only: str | None = None) -> None:
     """Write what `make` makes of the shards below `root` into `out`, unless it is there; whole, or not at all.
+
+    With `only` nothing is made in another place: a folder that somebody names holds their own shards, or is misspelt.
 
     It is made anew where `scripts` or the shards are no longer the same. Shards in `out` that were not made from others
     are somebody's own, and stay. Raises DataError where something else is there.
     """
+    if only is not None and Path(only) != out:
+        return
     made_from = digest(root, scripts)
     if (out / MANIFEST).is_file():
+        read_manifest(out)
         found = json.loads((out / MANIFEST).read_bytes()).get("made_from")
         if found in (None, made_from):
             return

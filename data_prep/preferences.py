@@ -26,6 +26,7 @@ from data_prep.conversations import (
     called_in,
     english,
     matches,
+    pictures,
     stretch,
 )
 from mmfusion.data.shards import ShardSet
@@ -130,20 +131,22 @@ def preferences(root: Path, split: str) -> Iterator[Sample]:
     for i in range(len(shards)):
         sample = shards.read(i)
         of_source.setdefault(sample.source or "", []).append(sample)
+    known = pictures(root, "train") if split != "train" else frozenset()
     for _, samples in sorted(of_source.items()):
         names = Names(samples)
         spoken = sorted({c.lang for s in samples for c in s.of("audio") if c.lang in LANGUAGES and c.lang})
         for sample in samples:
             if sample.of("image"):
-                yield from about_picture(sample, names, split)
+                if sample.of("image")[0].data not in known:
+                    yield from about_picture(sample, names, split)
                 yield from about_clips(sample, samples, spoken, split)
             elif sample.of("sensor"):
                 yield from about_movement(sample, names.all, split)
 
 
-def prepare(out: Path, root: Path = SAMPLE) -> None:
+def prepare(out: Path, root: Path = SAMPLE, only: str | None = None) -> None:
     """The pairs about the shards below `root`, in `out`."""
-    derived.prepare(out, root, preferences, [Path(__file__), Path(conversations.__file__)])
+    derived.prepare(out, root, preferences, [Path(__file__), Path(conversations.__file__)], only)
 
 
 if __name__ == "__main__":

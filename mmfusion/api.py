@@ -191,6 +191,14 @@ class Model:
         """What the decoder says, greedily, in `language` about each prompt's decoded parts."""
         return self._say(prompts, {"language": language}, max_new=max_new)
 
+    def unusable(self, sample: Sample, *, answered: bool) -> str | None:
+        """Why a decoded conversation cannot be asked about, or with its answers be scored; None if it can."""
+        try:
+            self.pipeline.prepare(self.pipeline.readable(sample), 0, 0, documents="all" if answered else "open")
+        except SkipSample as error:
+            return error.reason
+        return None
+
     def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
         """log p in nats of each answer of decoded preferences, [answers], and without adapters where the model has any.
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from mmfusion import checkpoint
 from mmfusion.checkpoint import CheckpointError, layout, writing
+from mmfusion.checkpoint.weights import read_header
 
 ALLOW = ["torch.nn.Linear", "torch.nn.Sequential"]
 CONFIG = {"model": {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}, "pipeline": {"row_length": 8}}
@@ -207,6 +208,17 @@ def test_tensors_that_do_not_fit(folder: Path) -> None:
 class Bomb:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (Path.touch, (Path("exploded"),))  # pyright: ignore[reportReturnType]  (what pickle takes is wider than its stub)
+
+
+def test_weights_whose_header_begins_as_a_pickle_are_no_pickle(tmp_path: Path) -> None:
+    """A safetensors file begins with the length of its header; one in 32 lengths ends in 0x80."""
+    found = 0
+    for length in range(1, 140):
+        path = tmp_path / "w.safetensors"
+        save_file({"a" * length: torch.zeros(2)}, path)
+        found += path.read_bytes()[0] == 0x80
+        assert list(read_header(path)) == ["a" * length]
+    assert found
 
 
 @pytest.mark.parametrize("name", ["model.pt", "last.ckpt", "pytorch_model.bin", "model.safetensors"])

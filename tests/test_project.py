@@ -165,7 +165,8 @@ def test_every_command_of_the_readme_runs(
         words += ["evaluation=none", "data.workers=0", "data.batch_size=16", f"paths.run={tmp_path / 'run'}"]
         words += [] if "debug=one_step" in words else ["debug=one_step"]
     made = {"stage=finetune": "conversations", "stage=preference": "preferences"}
-    words += [f"data.root={home[made[word]]}" for word in words if word in made]
+    for stage in [word for word in words if word in made]:
+        words += [f"data.root={home[made[stage]]}", "data.weights=null"]
     if words[0] == "plan":
         words = ["plan", "model=tiny"]
     if words[0] == "runs":

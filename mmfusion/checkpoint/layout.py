@@ -49,8 +49,9 @@ def aside(folder: Path) -> Path:
 def kind_of(path: Path) -> str:
     """What a file that is no checkpoint folder looks like, told by its first bytes."""
     with path.open("rb") as file:
-        head = file.read(4)
-    if head[:1] == b"\x80" or head == b"PK\x03\x04" or path.suffix.lower() in PICKLES:
+        head = file.read(9)
+    tensors = head[8:] == b"{"  # behind a length of eight bytes, the first of which may be anything
+    if (head[:1] == b"\x80" and not tensors) or head[:4] == b"PK\x03\x04" or path.suffix.lower() in PICKLES:
         return "a pickle, which could run code when it is opened; it was not opened"
     return "a single file"
 

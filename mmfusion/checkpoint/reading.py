@@ -123,6 +123,9 @@ def _check_hashes(folder: Path) -> None:
         expected = {name: files[name] for name in (*HASHED, *adapter)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: files: missing or unreadable; copy the whole folder again") from error
+    stray = sorted({f"{ADAPTER}/{file.name}" for file in (folder / ADAPTER).glob("*")} - expected.keys())
+    if stray:
+        raise CheckpointError(f"{folder / stray[0]}: is not listed in {LINEAGE}; an adapter of your own goes elsewhere")
     for name, digest in expected.items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: missing; copy the whole folder again")

@@ -29,7 +29,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion import api, checkpoint, config, report, runs
-from mmfusion.checkpoint import fill, locate
+from mmfusion.checkpoint import WEIGHTS, fill, locate
+from mmfusion.checkpoint.layout import sha256
 from mmfusion.config import ConfigError
 from mmfusion.converters.lora import Lora
 from mmfusion.data.datamodule import DataModule
@@ -120,6 +121,7 @@ def train(
         compiled=compile,
         recompute=gradient_checkpointing,
         converters=converter,
+        began_with=sha256(locate(Path(checkpoint)) / WEIGHTS) if checkpoint else None,
     )
     fitter = trainer(
         max_steps=runs.ended_at(run) or steps,
@@ -220,7 +222,7 @@ def _finish(
         model=module.model,
         tokenizer=data.tokenizer,
         lineage=checkpoint.lineage(
-            stage=tree["stage"],
+            stage=tree.get("stage", "pretrain"),  # a run from before there were stages
             step=steps,
             seed=int(tree["seed"]),
             data=data.root,
@@ -279,7 +281,8 @@ def _before_and_after(
             print(f"what stage {stage} was asked is left out: {error}", flush=True)
             continue
         of_both = {"before": bench, "after": bench.with_model(model)}
-        rows += comparison.rows({name: ask(one, asked.tasks.items()) for name, one in of_both.items()})
+        done = {name: ask(one, asked.tasks.items()) for name, one in of_both.items()}
+        rows += [{"stage": stage, **row} for row in comparison.rows(done)]
     return rows
 
 

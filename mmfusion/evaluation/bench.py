@@ -49,6 +49,10 @@ class Embedder(Protocol):
         """What the decoder says, greedily, in `language` about each prompt's decoded parts."""
         ...
 
+    def unusable(self, sample: Sample, *, answered: bool) -> str | None:
+        """Why a decoded conversation cannot be asked about, or with its answers be scored; None if it can."""
+        ...
+
     def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
         """log p in nats of each answer of decoded preferences, and where the model has adapters without them too."""
         ...

@@ -50,7 +50,7 @@ def questions(sample: Sample) -> Iterator[Asked]:
                 yield Asked(sample, number, kind, (*shown, *asked), part.text)
             asked = []
         else:
-            (asked if part.type == "text" else shown).append(part)
+            (asked if part.type == "text" else shown).append(dataclasses.replace(part, role="user"))
 
 
 def answers(
@@ -128,9 +128,8 @@ def _pairs(bench: Bench, source: str | None, limit: int) -> dict[str, list[tuple
         pairs = found.setdefault(sample.source or "pairs", [])
         if len(scores) != 2 or scores[0] == scores[1] or len(pairs) == limit:
             continue
-        parts = [part for part in map(bench.decoded, sample.parts) if part is not None]
-        if len(parts) == len(sample.parts):
-            pairs.append((dataclasses.replace(sample, parts=tuple(parts)), int(scores[1] > scores[0])))
+        if (decoded := _readable(bench, sample, answered=True)) is not None:
+            pairs.append((decoded, int(scores[1] > scores[0])))
     return {kind: pairs for kind, pairs in sorted(found.items()) if len(pairs) > 1}
 
 
@@ -140,13 +139,29 @@ def _chosen(bench: Bench, source: str | None, limit: int) -> list[Asked]:
     found.sort(key=lambda asked: by_hash(f"{asked.sample.key} {asked.number}"))
     kept: Counter[str] = Counter()
     chosen = []
-    reads: Sequence[str] = bench.model.modalities
     for asked in found:
-        readable = all(p.type in reads and bench.decoded(p) is not None for p in asked.shown)
-        if kept[asked.kind] < limit and readable:
+        if kept[asked.kind] == limit:
+            continue
+        alone = dataclasses.replace(asked.sample, parts=asked.prompt)
+        if _readable(bench, alone, answered=False) is not None:
             kept[asked.kind] += 1
             chosen.append(asked)
     return sorted(chosen, key=lambda asked: (asked.modality, asked.kind))
+
+
+def _readable(bench: Bench, sample: Sample, *, answered: bool) -> Sample | None:
+    """The sample decoded, None where the model cannot read all of it; what is wrong with it is counted."""
+    reads: Sequence[str] = (*bench.model.modalities, "text")
+    if not all(part.type in reads for part in sample.parts):
+        return None
+    parts = [part for part in map(bench.decoded, sample.parts) if part is not None]
+    if len(parts) < len(sample.parts):
+        return None
+    decoded = dataclasses.replace(sample, parts=tuple(parts))
+    if (reason := bench.model.unusable(decoded, answered=answered)) is not None:
+        bench.skipped[reason] += 1
+        return None
+    return decoded
 
 
 def _commonest(bench: Bench, source: str | None) -> dict[str, str]:

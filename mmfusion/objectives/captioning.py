@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Lt
-from torch import nn
+from torch import Tensor, nn
 
 from mmfusion.objectives.functional import captioning_loss
-from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs
+from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
 
 
 class Captioning(nn.Module):
     """Cross-entropy of the labelled pieces; the count is the number of labels.
 
-    It reads, through the decoder, every modality that the model has, text excepted: captions are the decoder's own.
+    It reads, through the decoder, every modality that the model has, text excepted: captions are the decoder's own. Of
+    several answers to one prompt only the best is learnt.
     """
 
     modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
@@ -27,10 +29,17 @@ class Captioning(nn.Module):
         return batch
 
     def count(self, batch: Batch) -> int:
-        return int((batch.rows.labels != IGNORE).sum())
+        return int((_labels(batch.rows) != IGNORE).sum())
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
-        rows = batch.rows
-        each = captioning_loss(outputs.hidden, outputs.unembedding, rows.labels, self.label_smoothing)
-        owner = rows.owner[rows.document[rows.labels != IGNORE]]
-        return {"captioning": Loss(each.sum(), self.count(batch), each.detach(), owner)}
+        rows, labels = batch.rows, _labels(batch.rows)
+        each = captioning_loss(outputs.hidden, outputs.unembedding, labels, self.label_smoothing)
+        owner = rows.owner[rows.document[labels != IGNORE]]
+        return {"captioning": Loss(each.sum(), len(each), each.detach(), owner)}
+
+
+def _labels(rows: Rows) -> Tensor:
+    """labels[R, L] without those of answers that another one to the same prompt is better than."""
+    highest = rows.score.new_full((len(rows.owner),), -torch.inf).scatter_reduce(0, rows.of, rows.score, "amax")
+    best = torch.cat([rows.score == highest[rows.of], rows.score.new_ones(1, dtype=torch.bool)])  # -1: the prompt's
+    return torch.where(best[rows.answer], rows.labels, IGNORE)

@@ -37,7 +37,7 @@ def write(
 
     `facts` (run, commit, machine, time, steps, …) and `counts` (skipped, masked, …) are shown as they are, in their
     order; `history` is the metrics.csv of the run, with a `step` column. `earlier` are rows of
-    `mmfusion.evaluation.comparison` of two checkpoints, of each metric those of the one before and of this one.
+    `mmfusion.evaluation.comparison` of the checkpoints `before` and `after`, each with its `stage`.
     """
     cards: dict[str, list[Example]] = {}
     for example in examples:
@@ -142,14 +142,13 @@ def tasks(metrics: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def before_and_after(rows: Sequence[Row]) -> dict[str, list[tuple[Row, Row]]]:
-    """By task, the rows of two checkpoints that are of one metric, in their order."""
-    first: dict[tuple[str, str], Row] = {}
+    """By stage and task, the rows `before` and `after` that are of one metric, in their order."""
+    before = {(row["stage"], row["task"], row["metric"]): row for row in rows if row["checkpoint"] == "before"}
     found: dict[str, list[tuple[Row, Row]]] = {}
     for row in rows:
-        which = row["task"], row["metric"]
-        if which in first:
-            found.setdefault(row["task"], []).append((first[which], row))
-        first.setdefault(which, row)
+        which = row["stage"], row["task"], row["metric"]
+        if row["checkpoint"] == "after" and which in before:
+            found.setdefault(f"{row['stage']}: {words(row['task'])}", []).append((before[which], row))
     return found
 
 

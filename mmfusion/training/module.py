@@ -61,8 +61,9 @@ class TrainingModule(pl.LightningModule):
     Takes factories, not modules: everything is built in `configure_model`, after seeding there, so that the initial
     weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given); `start`
     fills the new model with weights to begin from, which `converters` then change in order; objectives that compare get
-    the model as it is then. `compiled` compiles the model's parts (torch.compile), `recompute` keeps no activations
-    inside blocks (gradient checkpointing). Callbacks put what they measure in a step that `logs_now` into `told`.
+    the model as it is then. A run goes on only with the weights it `began_with` (their sha256). `compiled` compiles the
+    model's parts (torch.compile), `recompute` keeps no activations inside blocks (gradient checkpointing). Callbacks
+    put what they measure in a step that `logs_now` into `told`.
     """
 
     model: MultimodalModel
@@ -81,6 +82,7 @@ class TrainingModule(pl.LightningModule):
         compiled: bool = False,
         recompute: bool = False,
         converters: Mapping[str, Callable[[nn.Module], nn.Module]] | None = None,
+        began_with: str | None = None,
     ) -> None:
         super().__init__()
         if unknown := sorted(set(weights) - set(objectives)):
@@ -90,7 +92,7 @@ class TrainingModule(pl.LightningModule):
         self._weights = {name: float(weights.get(name, 1.0)) for name in objectives}
         self._seed, self._groups, self._start = seed, parameters or ParameterGroups(), start
         self._compiled, self._recompute = compiled, recompute
-        self._converters = dict(converters or {})
+        self._converters, self._began_with = dict(converters or {}), began_with
         self.told: dict[str, float] = {}
         self._trained: dict[str, Mean] = defaultdict(Mean)
         self._validated: dict[tuple[str, str], Mean] = defaultdict(Mean)
@@ -154,11 +156,16 @@ class TrainingModule(pl.LightningModule):
                 f"it there, or leave the encoder out"
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["began_with"] = self._began_with
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A point saved after a step was begun, by an error or a signal, stands for that step's beginning.
 
         Where the run was moved since, so were the files that the point names.
         """
+        if checkpoint.get("began_with", self._began_with) != self._began_with:
+            raise DataError("checkpoint: is not the one that this run began with; put it back, or start a new run")
         accumulate = self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_loop.batch_progress"]  # Lightning counts micro-batches

@@ -8,17 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mmfusion
 from data_prep import conversations, preferences
 from mmfusion.checkpoint import CheckpointError
+from mmfusion.checkpoint.layout import sha256
 from mmfusion.cli.main import main
 from mmfusion.converters import lora
 from mmfusion.report.curves import read_history
 from tests.cli.trained import SMALL, fails
 
 SHORT = ["steps=2", *SMALL, "trainer.val_check_interval=2", "trainer.limit_val_batches=1"]
+
+
+def pairs_in(folder: Path) -> list[str]:
+    return [f"data.root={folder / 'preferences'}", "data.weights=null"]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -50,6 +55,7 @@ def test_earlier_stages_are_asked_again(one_step_run: Path, folder: Path, few: P
     rows = json.loads((tmp_path / "run" / "earlier.json").read_text())
     assert {row["task"] for row in rows} >= {"picture_to_name", "sound_kind", "watch_exercise"}
     assert [row["checkpoint"] for row in rows if row["task"] == "sound_kind"] == ["before", "after"]
+    assert {row["stage"] for row in rows} == {"pretrain"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Before and after" in page
     assert page.count('data-name="Before"') == len(rows) / 2
@@ -68,7 +74,7 @@ def test_an_earlier_stage_whose_shards_are_gone_is_named(
 @pytest.fixture(scope="module")
 def preferring(answering: Path, folder: Path) -> Path:
     run = folder / "preferring"
-    given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", f"paths.run={run}"]
+    given = [f"checkpoint={answering}", *pairs_in(folder), f"paths.run={run}"]
     how = ["optim.lr=0.05", "scheduler=constant", "objective.dpo.loss.anchor=0.0"]
     assert main(["train", "stage=preference", *given, *SHORT, *how]) == 0
     return run
@@ -96,7 +102,12 @@ def test_adapters_are_trained_beside_weights_that_stay(answering: Path, preferri
 def test_a_step_of_pairs_is_counted_before_it_is_taken(
     converter: str, answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", f"converter={converter}"]
+    given = [
+        f"checkpoint={answering}",
+        f"data.root={folder / 'preferences'}",
+        "data.weights=null",
+        f"converter={converter}",
+    ]
     assert main(["plan", "stage=preference", *given]) == 0
     assert "objective.dpo" in capsys.readouterr().out
 
@@ -113,6 +124,44 @@ def test_a_damaged_or_missing_adapter_is_named(preferring: Path, tmp_path: Path,
         mmfusion.load(copy)
 
 
+def test_an_adapter_that_the_checkpoint_does_not_list_is_not_loaded(
+    answering: Path, preferring: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(answering / "checkpoint", tmp_path / "copy")
+    shutil.copytree(preferring / "checkpoint" / "adapter", copy / "adapter")
+    with pytest.raises(CheckpointError, match="is not listed in lineage"):
+        mmfusion.load(copy)
+
+
+def test_it_goes_on_only_with_the_checkpoint_that_it_began_with(
+    answering: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rerun of the parent put other weights there: another reference, silently."""
+    parent = shutil.copytree(answering / "checkpoint", tmp_path / "parent")
+    run = tmp_path / "run"
+    given = [
+        f"checkpoint={parent}",
+        f"data.root={folder / 'preferences'}",
+        "data.weights=null",
+        f"paths.run={run}",
+        "converter=[]",
+    ]
+    assert main(["train", "stage=preference", *given, *SMALL, "steps=4", "trainer.limit_val_batches=1"]) == 0
+    (run / "report.html").unlink()
+    shutil.rmtree(run / "checkpoint")
+    (run / "resume" / "step=4.ckpt").unlink()
+    shutil.rmtree(parent)
+    moved = shutil.copytree(answering / "checkpoint", parent)
+    tensors = load_file(moved / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, moved / "model.safetensors")
+    lineage = json.loads((moved / "lineage.json").read_text())
+    lineage["files"]["model.safetensors"] = sha256(moved / "model.safetensors")
+    (moved / "lineage.json").write_text(json.dumps(lineage))
+    status, told = fails([f"resume={run}"], capsys)
+    assert status == 1
+    assert "checkpoint: is not the one that this run began with" in told
+
+
 def test_what_is_preferred_is_told_by_kind_of_pair(preferring: Path) -> None:
     history = read_history(preferring / "metrics.csv")
     assert history["train/preference"][1][0] == pytest.approx(0.6931, abs=1e-3)  # the reference is the model itself
@@ -126,7 +175,7 @@ def test_what_is_preferred_is_told_by_kind_of_pair(preferring: Path) -> None:
 def test_an_adapter_is_merged_where_training_goes_on_from_it(preferring: Path, folder: Path) -> None:
     """The second run's base answers as the first with its adapter."""
     run = folder / "again"
-    given = [f"checkpoint={preferring}", f"data.root={folder / 'preferences'}", f"paths.run={run}"]
+    given = [f"checkpoint={preferring}", *pairs_in(folder), f"paths.run={run}"]
     assert main(["train", "stage=preference", *given, *SHORT, "optim.lr=0.0", "scheduler=constant"]) == 0
     asked = {"prompt": "What is this?", "max_new": 8}
     answers = [mmfusion.load(one).generate(**asked) for one in (preferring, run)]
@@ -136,7 +185,13 @@ def test_an_adapter_is_merged_where_training_goes_on_from_it(preferring: Path, f
 def test_killed_in_the_preference_stage_it_goes_on_to_the_same_adapter(
     answering: Path, folder: Path, tmp_path: Path
 ) -> None:
-    given = [f"checkpoint={answering}", f"data.root={folder / 'preferences'}", *SMALL, "trainer.limit_val_batches=1"]
+    given = [
+        f"checkpoint={answering}",
+        f"data.root={folder / 'preferences'}",
+        "data.weights=null",
+        *SMALL,
+        "trainer.limit_val_batches=1",
+    ]
     runs = [tmp_path / name for name in ("whole", "stopped")]
     for run in runs:
         assert main(["train", "stage=preference", *given, f"paths.run={run}", "steps=4"]) == 0

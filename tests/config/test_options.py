@@ -24,7 +24,9 @@ ONE_STEP = ["steps=1", "trainer.val_check_interval=1", "trainer.limit_val_batche
 ONE_STEP += ["data.workers=0", "data.batch_size=8"]
 SHORTER = {"debug=find_lr": ["callbacks.find_lr.steps=21"]}  # it takes its own steps
 RECIPES = ("experiment", "debug", "stage")  # change anything, so each is stepped alone
-MADE = {"stage=finetune": conversations, "stage=preference": preferences}  # of the few samples
+# Data that is made, here of the few samples.
+MADE = {"stage=finetune": conversations, "stage=preference": preferences}
+MADE |= {"data=conversations": conversations, "data=preferences": preferences}
 OPTIONS = config.listing()
 # Groups from which several options are chosen at once, with those chosen.
 SEVERAL = {
@@ -86,7 +88,7 @@ def test_every_option_that_a_laptop_can_run_takes_one_step(
     needs = needed(options, request.getfixturevalue("one_step_run") if trained else Path(), few)
     for script in [MADE[name] for name in map(name_of, options) if name in MADE]:
         script.prepare(tmp_path / "made", few)
-        needs.append(f"data.root={tmp_path / 'made'}")
+        needs += [f"data.root={tmp_path / 'made'}", "data.weights=null"]
     shorter = [argument for option in options for argument in SHORTER.get(name_of(option), ())]
     assert main(["train", *arguments, *ONE_STEP, *needs, *shorter, f"paths.run={tmp_path / 'run'}"]) == 0
     assert {"metrics.json", "lr_find.csv"} & {file.name for file in (tmp_path / "run").iterdir()}

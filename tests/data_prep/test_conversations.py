@@ -81,6 +81,16 @@ def test_movements_last_as_long_as_is_said(talks: dict[str, list[Sample]]) -> No
                 assert f"{len(array_of(series)) / series.rate_hz:.0f} seconds" == answer
 
 
+def test_no_picture_is_asked_about_alone_in_two_splits(talks: dict[str, list[Sample]]) -> None:
+    """Tux Paint's stamps are held out by voice: some pictures of the test are training's, and are heard with a clip."""
+    alone = {
+        split: {repr(one.of("image")[0].data) for one in of if one.of("image") and not one.of("audio")}
+        for split, of in talks.items()
+    }
+    assert len(alone["test"]) > 1000
+    assert not alone["train"] & (alone["validation"] | alone["test"])
+
+
 def test_half_of_the_pictures_belong_to_the_sound(talks: dict[str, list[Sample]]) -> None:
     answers = Counter(answer for sample in talks["train"] for kind, _, answer in asked(sample) if kind == "belongs")
     assert set(answers) == {"yes", "no"}

@@ -53,6 +53,21 @@ def test_it_is_made_once_and_anew_where_it_would_differ(tmp_path: Path, own: Pat
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
 
 
+def test_in_another_place_than_its_own_nothing_is_made(tmp_path: Path, own: Path) -> None:
+    make = Shouting()
+    derived.prepare(tmp_path / "misspelt", own, make, [], only=str(tmp_path / "cache"))
+    assert (make.asked, sorted(path.name for path in tmp_path.iterdir())) == (0, ["own"])
+    derived.prepare(tmp_path / "cache", own, make, [], only=str(tmp_path / "cache"))
+    assert make.asked == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"made_from": "x"}'])
+def test_a_broken_manifest_is_named(tmp_path: Path, own: Path, content: str) -> None:
+    (own / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        derived.prepare(own, tmp_path / "own", Shouting(), [])
+
+
 def test_what_fails_leaves_nothing(tmp_path: Path, own: Path) -> None:
     def broken(root: Path, split: str) -> Iterator[Sample]:
         yield text("a", "begun")

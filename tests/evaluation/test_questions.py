@@ -33,6 +33,10 @@ class Knowing:
         self.prompts += [list(prompt) for prompt in prompts]
         return [self._says([part for part in prompt if part.type != "text"]) for prompt in prompts]
 
+    def unusable(self, sample: Sample, *, answered: bool) -> str | None:
+        texts = [part.text or "" for part in sample.all_parts if part.type == "text"]
+        return "too long" if any("long" in text for text in texts) else None
+
     def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
         """Answers are `p` or `p before q`: log-probabilities with adapters, and without them."""
         said = [[answer.parts[0].text or "" for answer in sample.answers or ()] for sample in samples]
@@ -154,6 +158,31 @@ def test_without_adapters_only_what_is_likelier_is_told(tmp_path: Path) -> None:
     assert [(o.metric, sorted(o.values)) for o in preferred(bench).outcomes] == [("near, likelier", [0, 1])]
     with pytest.raises(Lacking, match="fewer than two pairs"):
         preferred(preferences(tmp_path / "b", talks("x")[0]))
+
+
+def test_what_cannot_be_asked_is_counted_and_left_out(tmp_path: Path) -> None:
+    bench = preferences(
+        tmp_path / "a", pair("1", "near", "-1", "-2"), pair("2", "near", "-3", "-2"), pair("3", "near", "-1", "-2 long")
+    )
+    assert [len(outcome.values) for outcome in preferred(bench).outcomes] == [2]
+    assert bench.skipped == {"too long": 1}
+    long = Sample(key="l", parts=(PICTURE, ask("What a long question?", "name"), say("image")))
+    bench = preferences(tmp_path / "b", *talks("x"), long)
+    assert {o.metric: len(o.values) for o in answers(bench).outcomes}["name, exact"] == 2
+    assert bench.skipped == {"too long": 1}
+
+
+def test_parts_without_a_role_are_the_users(tmp_path: Path) -> None:
+    plain = [
+        dataclasses.replace(PICTURE, role=None),
+        dataclasses.replace(ask("What?", "name"), role=None),
+        say("image"),
+    ]
+    bench = preferences(tmp_path / "a", *(Sample(key=k, parts=tuple(plain)) for k in "ab"))
+    assert answers(bench).outcomes[0].values.tolist() == [1, 1]
+    model = bench.model
+    assert isinstance(model, Knowing)
+    assert {part.role for prompt in model.prompts for part in prompt} == {"user"}
 
 
 def test_without_conversations_it_is_left_out(tmp_path: Path) -> None:

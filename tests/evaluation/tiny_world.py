@@ -143,5 +143,8 @@ class Oracle:
     def generate_parts(self, prompts: Sequence[Sequence[Part]], language: str, max_new: int) -> list[str]:
         return [self.says[i % len(self.says)] for i in range(len(prompts))]
 
+    def unusable(self, sample: object, *, answered: bool) -> str | None:
+        return None
+
     def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
         raise NotImplementedError("nobody asks the oracle what it prefers")

@@ -8,7 +8,8 @@ from tiny_outputs import batch, outputs
 from torch.nn import functional as F
 
 from mmfusion.objectives.captioning import Captioning
-from mmfusion.types import IGNORE, Batch, Outputs
+from mmfusion.objectives.functional import captioning_loss
+from mmfusion.types import IGNORE, Batch, Outputs, Rows
 
 LABELS = torch.tensor([[1, IGNORE, 3], [IGNORE] * 3, [4, 5, 8], [IGNORE, IGNORE, 0]])
 
@@ -48,3 +49,23 @@ def test_micro_batches_add_up():
         mean = torch.stack([loss.sum / total for loss in losses]).sum()
         torch.testing.assert_close(mean, whole.sum / whole.count)
         torch.testing.assert_close(torch.autograd.grad(mean, given.unembedding)[0], gradient)
+
+
+def test_of_several_answers_only_the_best_is_learnt() -> None:
+    """Two answers of one document: the second has the higher score; a document of one is learnt whatever its score."""
+    answer = torch.tensor([[-1, 0, 0, 1, 1, 2, 2]])
+    labels = torch.tensor([[IGNORE, 1, IGNORE, 2, 3, 4, IGNORE]])
+    document = torch.tensor([[0, 0, 0, 0, 0, 1, 1]])
+    zero = torch.zeros_like(labels)
+    rows = Rows(
+        zero, labels, document, zero, zero - 1, answer, torch.tensor([0, 1]), torch.tensor([0, 0, 1]),
+        torch.tensor([0.0, 1.0, -3.0]),
+    )  # fmt: skip
+    made = dataclasses.replace(batch({}, [5, 6]), rows=rows)
+    hidden, unembedding = torch.randn(1, 7, 4), torch.randn(6, 4)
+    loss = Captioning()(Outputs({}, {}, hidden, unembedding), made)["captioning"]
+    learnt = torch.tensor([[IGNORE, IGNORE, IGNORE, 2, 3, 4, IGNORE]])
+    assert Captioning().count(made) == loss.count == 3
+    torch.testing.assert_close(loss.sum, captioning_loss(hidden, unembedding, learnt).sum())
+    assert loss.owner is not None
+    assert loss.owner.tolist() == [0, 0, 1]

@@ -35,6 +35,9 @@ class Speaker:
     def generate_parts(self, prompts: object, language: str, max_new: int) -> list[str]:
         return ["قلب أحمر" if language == "ar" else "red heart"]
 
+    def unusable(self, sample: object, *, answered: bool) -> str | None:
+        return None
+
     def score_answers(self, samples: object) -> list[tuple[np.ndarray, ...]]:
         raise AssertionError("the report shows what was evaluated; it scores nothing")
 
