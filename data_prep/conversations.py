@@ -19,7 +19,6 @@ import numpy as np
 
 from data_prep import derived
 from data_prep.common import SAMPLE
-from mmfusion.data.shards import ShardSet
 from mmfusion.types import Part, Sample
 
 # Of each kind the forms for training, then that of validation and that of the test: other sentences of much the same
@@ -260,26 +259,14 @@ def stretch(series: Part, seconds: int, rng: random.Random) -> Part:
     return dataclasses.replace(series, data=out.getvalue())
 
 
-def pictures(root: Path, split: str) -> frozenset[object]:
-    """The bytes of the first picture of each sample of a split. Of some stamps only voices are held out: what is asked
-    about their pictures alone would be asked again."""
-    shards = ShardSet(root, split)
-    return frozenset(shards.read(i).of("image")[0].data for i in range(len(shards)) if shards.read(i).of("image"))
-
-
 def conversations(root: Path, split: str) -> Iterator[Sample]:
     """All that is asked about the samples of one split."""
-    shards = ShardSet(root, split)
-    of_source: dict[str, list[Sample]] = {}
-    for i in range(len(shards)):
-        sample = shards.read(i)
-        of_source.setdefault(sample.source or "", []).append(sample)
-    known = pictures(root, "train") if split != "train" else frozenset()
-    for _, samples in sorted(of_source.items()):
+    alone = derived.asked_alone(root, split)
+    for samples in derived.by_source(derived.samples_of(root, split)).values():
         names = names_by_language(samples)
         for sample in samples:
             if sample.of("image"):
-                if sample.of("image")[0].data not in known:
+                if alone(sample):
                     yield from about_picture(sample, names, split)
                 yield from about_clips(sample, samples, split)
             elif sample.of("audio"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data_prep.common import CACHE, SAMPLE
 from mmfusion.data.pack.write import check_out, draft_folder
-from mmfusion.data.shards import MANIFEST, read_manifest
+from mmfusion.data.shards import MANIFEST, ShardSet, read_manifest
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.types import Sample
 
@@ -28,7 +28,7 @@ def prepare(out: Path, root: Path, make: Make, scripts: Iterable[Path], only: st
     """
     if only is not None and Path(only) != out:
         return
-    made_from = digest(root, scripts)
+    made_from = digest(root, [Path(__file__), *scripts])
     if (out / MANIFEST).is_file():
         read_manifest(out)
         found = json.loads((out / MANIFEST).read_bytes()).get("made_from")
@@ -38,6 +38,32 @@ def prepare(out: Path, root: Path, make: Make, scripts: Iterable[Path], only: st
     print(f"{out}: making {out.name} of {root}", flush=True)
     with draft_folder(out) as draft:
         _write(draft, root, make, made_from)
+
+
+def samples_of(root: Path, split: str) -> Iterator[Sample]:
+    """The samples of a split below `root`, in their order."""
+    shards = ShardSet(root, split)
+    return map(shards.read, range(len(shards)))
+
+
+def by_source(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Samples by their source, sources by name."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.source or "", []).append(sample)
+    return dict(sorted(found.items()))
+
+
+def asked_alone(root: Path, split: str) -> Callable[[Sample], bool]:
+    """Whether a sample of the split may be asked about by its picture alone.
+
+    Of some stamps only voices are held out: a picture that training shows would be asked about again.
+    """
+    if split == "train":
+        return lambda sample: True
+    shown = [picture.data for one in samples_of(root, "train") for picture in one.of("image")]
+    known = {data for data in shown if isinstance(data, bytes)}
+    return lambda sample: sample.of("image")[0].data not in known
 
 
 def digest(root: Path, scripts: Iterable[Path]) -> str:
@@ -52,10 +78,7 @@ def _write(out: Path, root: Path, make: Make, made_from: str) -> None:
     """A shard for each split and source, and the manifest."""
     entries = []
     for split in SPLITS:
-        of_source: dict[str, list[Sample]] = {}
-        for sample in make(root, split):
-            of_source.setdefault(sample.source or "", []).append(sample)
-        for source, samples in of_source.items():
+        for source, samples in by_source(make(root, split)).items():
             entries.append(write_shard(out / f"{source}-{split}.tar", samples, split=split, root=out))
     write_manifest(out, entries, made_from)
 

@@ -26,10 +26,8 @@ from data_prep.conversations import (
     called_in,
     english,
     matches,
-    pictures,
     stretch,
 )
-from mmfusion.data.shards import ShardSet
 from mmfusion.types import Answer, Part, Sample
 
 PIECES = 4  # of one recording
@@ -126,18 +124,13 @@ def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator
 
 def preferences(root: Path, split: str) -> Iterator[Sample]:
     """All pairs about the samples of one split."""
-    shards = ShardSet(root, split)
-    of_source: dict[str, list[Sample]] = {}
-    for i in range(len(shards)):
-        sample = shards.read(i)
-        of_source.setdefault(sample.source or "", []).append(sample)
-    known = pictures(root, "train") if split != "train" else frozenset()
-    for _, samples in sorted(of_source.items()):
+    alone = derived.asked_alone(root, split)
+    for samples in derived.by_source(derived.samples_of(root, split)).values():
         names = Names(samples)
         spoken = sorted({c.lang for s in samples for c in s.of("audio") if c.lang in LANGUAGES and c.lang})
         for sample in samples:
             if sample.of("image"):
-                if sample.of("image")[0].data not in known:
+                if alone(sample):
                     yield from about_picture(sample, names, split)
                 yield from about_clips(sample, samples, spoken, split)
             elif sample.of("sensor"):

@@ -109,6 +109,7 @@ def train(
         print(f"{run}: trained and evaluated already, nothing to do; its report is {run / 'report.html'}")
         return
     point = runs.newest_good(run) if resume else None
+    parent = locate(Path(checkpoint)) if checkpoint else None
     module = TrainingModule(
         model=model,
         objectives=objective,
@@ -117,11 +118,11 @@ def train(
         scheduler=scheduler,
         seed=seed,
         parameters=parameters,
-        start=partial(fill, folder=locate(Path(checkpoint))) if checkpoint else None,
+        start=partial(fill, folder=parent) if parent else None,
         compiled=compile,
         recompute=gradient_checkpointing,
         converters=converter,
-        began_with=sha256(locate(Path(checkpoint)) / WEIGHTS) if checkpoint else None,
+        began_with=sha256(parent / WEIGHTS) if parent else None,
     )
     fitter = trainer(
         max_steps=runs.ended_at(run) or steps,
@@ -143,7 +144,7 @@ def train(
         return  # a callback had something else to do, such as finding a learning rate
     print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
     step = choose_weights(fitter, module, keep)
-    _finish(tree, run, module, data, evaluation, step, seconds, earlier or {} if evaluation else {})
+    _finish(tree, run, module, data, evaluation, step, seconds, parent, earlier or {})
 
 
 def _validate_by_steps(fitter: pl.Trainer) -> None:
@@ -211,11 +212,11 @@ def _finish(
     tasks: Mapping[str, Callable[..., Any]],
     steps: int,
     seconds: dict[str, float],
+    parent: Path | None,
     earlier: Mapping[str, Earlier],
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
     runs.mark(run, "evaluating", step=steps)
-    parents = [checkpoint.locate(Path(tree["checkpoint"]))] if tree.get("checkpoint") else []
     checkpoint.save(
         run / "checkpoint",
         config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
@@ -227,7 +228,7 @@ def _finish(
             seed=int(tree["seed"]),
             data=data.root,
             commit=runs.commit(),
-            parents=parents,
+            parents=[parent] if parent else [],
         ),
         card="",
     )
@@ -236,7 +237,7 @@ def _finish(
     allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
     model = api.load(run / "checkpoint", allow=allowed)
     done = evaluate(model, tasks, data.root)
-    compared = _before_and_after(earlier, parents[0], model, allowed) if parents else []
+    compared = _before_and_after(earlier, parent, model, allowed) if parent and tasks else []
     seconds["evaluation"] = time.monotonic() - began
     for name, reason in done.left_out.items():
         print(f"task {name} left out: {reason}", flush=True)

@@ -148,7 +148,7 @@ def before_and_after(rows: Sequence[Row]) -> dict[str, list[tuple[Row, Row]]]:
     for row in rows:
         which = row["stage"], row["task"], row["metric"]
         if row["checkpoint"] == "after" and which in before:
-            found.setdefault(f"{row['stage']}: {words(row['task'])}", []).append((before[which], row))
+            found.setdefault(f"{row['stage']}: {row['task']}", []).append((before[which], row))
     return found
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from data_prep.common import SAMPLE
-from data_prep.conversations import CATEGORIES, FORMS, KINDS_OF_THINGS, LANGUAGES, conversations, prepare
+from data_prep.conversations import CATEGORIES, FORMS, KINDS_OF_THINGS, LANGUAGES, conversations
 from data_prep.derived import SPLITS
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.series import array_of
@@ -103,11 +102,3 @@ def test_a_part_stands_once_and_keeps_no_words(talks: dict[str, list[Sample]]) -
         assert len({part.data for part in shown if isinstance(part.data, bytes)}) == len(shown)
         assert all((part.role, part.text, part.lang) == ("user", None, None) for part in shown)
     assert max(len(asked(sample)) for sample in talks["train"]) == 6
-
-
-def test_the_same_bytes_again(few: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        prepare(tmp_path / name, few)
-    files = [sorted((tmp_path / name).iterdir()) for name in ("one", "two")]
-    assert len(files[0]) > 3
-    assert [(path.name, path.read_bytes()) for path in files[0]] == [(p.name, p.read_bytes()) for p in files[1]]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from data_prep import derived
+from data_prep import conversations, derived, preferences
 from mmfusion.data.shards import ShardSet
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.types import DataError, Part, Sample
@@ -90,3 +91,12 @@ def test_what_somebody_else_put_there_stays(tmp_path: Path, own: Path) -> None:
     with pytest.raises(DataError, match="holds no manifest"):
         derived.prepare(thesis, own, Shouting(), [])
     assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("script", [conversations, preferences])
+def test_the_same_bytes_again(script: ModuleType, few: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        script.prepare(tmp_path / name, few)
+    one, two = ([(p.name, p.read_bytes()) for p in sorted((tmp_path / name).iterdir())] for name in ("one", "two"))
+    assert len(one) > 3
+    assert one == two

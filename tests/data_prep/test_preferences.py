@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from data_prep.common import SAMPLE
 from data_prep.conversations import CATEGORIES, FORMS, KINDS_OF_THINGS, LANGUAGES
 from data_prep.derived import SPLITS
-from data_prep.preferences import preferences, prepare
+from data_prep.preferences import preferences
 from mmfusion.data.shards import ShardSet
 from mmfusion.types import Sample
 
@@ -88,11 +87,3 @@ def test_another_language_is_another_name_of_the_same(pairs: dict[str, list[Samp
         assert rejected in called.values()
         checked += 1
     assert checked > 1000
-
-
-def test_the_same_bytes_again(few: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        prepare(tmp_path / name, few)
-    files = [sorted((tmp_path / name).iterdir()) for name in ("one", "two")]
-    assert len(files[0]) > 3
-    assert [(path.name, path.read_bytes()) for path in files[0]] == [(p.name, p.read_bytes()) for p in files[1]]

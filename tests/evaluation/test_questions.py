@@ -26,7 +26,7 @@ class Knowing:
         self.prompts: list[list[Part]] = []
 
     def embed_parts(self, parts: Sequence[Part]) -> np.ndarray:
-        raise NotImplementedError
+        raise NotImplementedError("questions are answered, nothing is embedded")
 
     def generate_parts(self, prompts: Sequence[Sequence[Part]], language: str, max_new: int) -> list[str]:
         assert language == ""
