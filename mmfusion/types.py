@@ -250,7 +250,10 @@ class Loss:
 
 
 class Objective(Protocol):
-    """What the training module asks of an objective (an nn.Module that owns what is learned for it)."""
+    """What the training module asks of an objective (an nn.Module that owns what is learned for it).
+
+    `views` is what it makes of a batch before the forward; the count is known from the batch as it came.
+    """
 
     modalities: tuple[Modality, ...]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion.data.datamodule import datamodule_of
 from mmfusion.data.order import stable_hash
+from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
@@ -53,6 +54,13 @@ def by_source(loss: Loss, batch: Batch) -> dict[str, tuple[float, int]]:
     sums = torch.zeros(len(names), dtype=loss.each.dtype, device=of.device).index_add_(0, of, loss.each[counted])
     counts = torch.bincount(of, minlength=len(names))
     return {n: (s, c) for n, s, c in zip(names, sums.tolist(), counts.tolist(), strict=True) if c}
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """An objective that has to know what pieces mean: it has a `tokenizer`, which the module gives it."""
+
+    tokenizer: Tokenizer | None
 
 
 class TrainingModule(pl.LightningModule):
@@ -141,6 +149,9 @@ class TrainingModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         data = datamodule_of(self.trainer)
+        for _, objective in self._named_objectives():
+            if isinstance(objective, Reading):
+                objective.tokenizer = data.pipeline.tokenizer
         pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")
@@ -180,7 +191,7 @@ class TrainingModule(pl.LightningModule):
 
     def count(self, batch: Batch) -> dict[str, int]:
         """What each objective will average over in this micro-batch; the loader sums it over the step."""
-        return {name: objective.count(objective.views(batch)) for name, objective in self._named_objectives()}
+        return {name: objective.count(batch) for name, objective in self._named_objectives()}
 
     @property
     def logs_now(self) -> bool:
