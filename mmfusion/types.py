@@ -252,7 +252,9 @@ class Loss:
 class Objective(Protocol):
     """What the training module asks of an objective (an nn.Module that owns what is learned for it).
 
-    `views` is what it makes of a batch before the forward; the count is known from the batch as it came.
+    `modalities` are those whose tokens it reads; whose embeddings, where these are fewer, it says in `embeddings`: what
+    nobody reads is not trained. `views` is what it makes of a batch before the forward; the count is known from the
+    batch as it came.
     """
 
     modalities: tuple[Modality, ...]

@@ -24,11 +24,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mmfusion import config, runs
+from mmfusion.cli import ranks
 from mmfusion.cli.resume import ours, resumed, split_resume
 from mmfusion.cli.session import settled, train
 from mmfusion.cli.signals import on_sigterm
 from mmfusion.config import ConfigError
 from mmfusion.errors import UserError
+from mmfusion.ranks import together
 
 # What a sweep cannot be given, and what to do instead.
 OF_ONE_RUN = {
@@ -43,6 +45,8 @@ def launch(overrides: Sequence[str], config_dir: Path | None, *, multirun: bool,
     warnings.filterwarnings("ignore", module=r"lightning\.")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Which says what rank has died before it ends this process, where that is busy with other things.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if multirun:
         return _sweep(overrides, config_dir)
     run, rest = split_resume(overrides)
@@ -64,6 +68,8 @@ def _terminate(number: int, frame: object) -> None:
 
 def _run_one(cfg: DictConfig, config_dir: Path | None) -> int:
     """Check, make the folder, train. Nothing is left behind by a run that failed before its first step."""
+    if ranks.rank():
+        return _follow(cfg)
     tree = settled(cfg)
     folder = Path(tree["paths"]["run"])
     resuming = bool(tree.get("resume"))
@@ -82,7 +88,8 @@ def _run_one(cfg: DictConfig, config_dir: Path | None) -> int:
         if not resuming:
             runs.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.printable(cfg))))
         print(f"run folder  {folder}", flush=True)
-        with on_sigterm(_terminate), runs.beating(folder, steps=tree["steps"], stage=tree.get("stage", "pretrain")):
+        beating = runs.beating(folder, steps=tree["steps"], stage=tree.get("stage", "pretrain"))
+        with on_sigterm(_terminate), beating, ranks.leading(folder):
             train(tree, **config.build_arguments(tree, train))
     except (KeyboardInterrupt, SIGTERMException) as stopped:
         runs.mark(folder, "stopped")
@@ -95,6 +102,20 @@ def _run_one(cfg: DictConfig, config_dir: Path | None) -> int:
     finally:
         if wandb := sys.modules.get("wandb"):  # each run of a sweep is one of its own
             wandb.finish()
+    return 0
+
+
+def _follow(cfg: DictConfig) -> int:
+    """Another rank of a run: it trains, and leaves the folder and all that is told to the first."""
+    tree = settled(cfg)
+    try:
+        with on_sigterm(_terminate):
+            train(tree, **config.build_arguments(tree, train))
+    except (KeyboardInterrupt, SIGTERMException):
+        return 0 if together() else 143  # agreed on, or not
+    except Exception as error:
+        print(f"mmfusion: rank {ranks.rank()}: {_one_line(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

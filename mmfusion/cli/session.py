@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mmfusion import api, checkpoint, config, report, runs
 from mmfusion.checkpoint import WEIGHTS, fill, locate
 from mmfusion.checkpoint.layout import sha256
+from mmfusion.cli import ranks
 from mmfusion.config import ConfigError
 from mmfusion.converters.lora import Lora
 from mmfusion.data.datamodule import DataModule
@@ -131,13 +132,13 @@ def train(
         default_root_dir=run,
     )
     _validate_by_steps(fitter)
-    if fitter.world_size > 1:
-        raise ConfigError(["trainer.devices: counts are not summed over ranks yet; train with trainer.devices=1"])
-    if point:
+    if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
     began = time.monotonic()
     _fit(fitter, module, data, point, callbacks.values())
     data.skips.end()
+    if not fitter.is_global_zero:
+        return
     runs.bring_history_back(run)
     seconds = {"training": time.monotonic() - began}
     if not fitter.global_step:
@@ -170,7 +171,9 @@ def _fit(
     # A core for each worker: two threads that share theirs with the worker wait for one another at every operation.
     torch.set_num_threads(max(1, threads - data.workers))
     try:
-        fitter.fit(module, datamodule=data, ckpt_path=point, weights_only=True)
+        with ranks.watching(fitter):
+            fitter.fit(module, datamodule=data, ckpt_path=point, weights_only=True)
+            data.validation_skips.of_all()
     except SystemExit as error:  # Lightning's end of a Ctrl-C, after its callbacks have saved
         if fitter.state.status != TrainerStatus.INTERRUPTED or isinstance(error, SIGTERMException):
             raise
@@ -315,7 +318,8 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(["name: must be plain text: it stands in folders and on pages"])
     try:
         if not cfg.paths.run:
-            cfg.paths.run = str(Path(cfg.paths.runs) / cfg.name / runs.timestamp())
+            own = Path(cfg.paths.runs) / cfg.name / runs.timestamp()
+            cfg.paths.run = ranks.folder_of_all() or str(own)
         cfg.paths.id = cfg.paths.id or hashlib.sha256(f"{cfg.paths.run} {time.time_ns()}".encode()).hexdigest()[:8]
     except (OmegaConfBaseException, TypeError):
         pass  # no folder or no name: the check says it better

@@ -10,7 +10,8 @@ import hashlib
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -29,6 +30,7 @@ from mmfusion.data.shards import MANIFEST, ShardSet, read_manifest, verify
 from mmfusion.data.skips import Skips
 from mmfusion.data.stream import FixedBatches, IndexedSteps, Layout, Preparation, Step, StreamedSteps
 from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.ranks import of_all
 from mmfusion.types import Batch, DataError
 
 _GRACE_S = 600  # that a worker lives on after SIGTERM: more than any step and its validation take
@@ -107,7 +109,8 @@ class DataModule(pl.LightningDataModule):
         if self.validation is None:
             return []
         prepare = Preparation(self.pipeline, Select(english=1.0), None, limits=self.limits)
-        return FixedBatches(self.validation, prepare, self.batch_size, self.seed, self.validation_skips)
+        layout = self._layout()
+        return FixedBatches(self.validation, prepare, layout, self.seed, self.validation_skips)
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted in the steps that are done, and of which data; where a run stands is the global step.
@@ -120,12 +123,12 @@ class DataModule(pl.LightningDataModule):
     def _counted(self) -> dict[str, Any]:
         return {"seen": self.skips.seen, "skipped": dict(self.skips.skipped), "masked": self.masked}
 
-    def begin(self, number: int, step: Step) -> None:
-        """Counts what a step asked for and lacks. Raises DataError at too many holes."""
+    def begin(self, number: int, shares: Iterable[Share]) -> None:
+        """Counts what a step asked for and lacks, of all ranks. Raises DataError at too many holes."""
         self._begun, self._before = number, self._counted()
-        for batch in step.batches:
-            self.skips.add(len(batch.keys) + sum(batch.skipped.values()), batch.skipped)
-        self.masked += step.masked
+        for share in shares:
+            self.skips.add(share.seen, share.skipped)
+            self.masked += share.masked
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises DataError where the run began with other shards or another tokenizer."""
@@ -141,13 +144,15 @@ class DataModule(pl.LightningDataModule):
         files = {"root": self.root / MANIFEST, "tokenizer": self.tokenizer}
         return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
+    def _layout(self) -> Layout:
+        if self.trainer is None:
+            return Layout(self.batch_size)
+        accumulate = self.trainer.accumulate_grad_batches
+        return Layout(self.batch_size, self.trainer.global_rank, self.trainer.world_size, accumulate)
+
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """This rank's steps `start` to `stop` in order, built by the workers. Raises DataError."""
-        trainer = self.trainer
-        layout = Layout(self.batch_size)
-        if trainer is not None:
-            accumulate = trainer.accumulate_grad_batches
-            layout = Layout(self.batch_size, trainer.global_rank, trainer.world_size, accumulate)
+        layout = self._layout()
         prepare = Preparation(
             self.pipeline, self.select, self.augment, limits=self.limits, cache_bytes=self.cache_bytes
         )
@@ -185,17 +190,27 @@ def datamodule_of(trainer: pl.Trainer) -> DataModule:
     return cast("Any", trainer).datamodule
 
 
-class StepLoader:
-    """The micro-batches of all steps from the trainer's global step on, each with its step's `counts`.
+@dataclass
+class Share:
+    """What one rank has to say of its share of a step: samples asked for, holes among them, values not measured, or
+    why the run cannot go on."""
 
-    Its length is that of the whole run, as Lightning counts it, wherever it starts.
+    seen: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    masked: int = 0
+    error: str | None = None
+
+
+class StepLoader:
+    """The micro-batches of all steps from the trainer's global step on, each with its step's `counts` on all ranks.
+
+    Its length is that of the whole run, as Lightning counts it, wherever it starts. What is wrong with one rank's data
+    ends all ranks in the same words.
     """
 
     def __init__(self, data: DataModule) -> None:
         if data.trainer is None or data.trainer.max_steps < 1:
             raise DataError("training is measured in steps: give the trainer max_steps")
-        if data.trainer.world_size > 1:
-            raise DataError("counts are not summed over ranks yet: train with trainer.devices=1 on one node")
         self.data, self.trainer = data, data.trainer
 
     def __len__(self) -> int:
@@ -203,14 +218,34 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         module = cast("Any", self.trainer.lightning_module)
-        first = self.trainer.global_step
-        for number, step in enumerate(self.data.steps(first, self.trainer.max_steps), first):
-            self.data.begin(number, step)
+        first, last = self.trainer.global_step, self.trainer.max_steps
+        steps = self.data.steps(first, last)
+        for number in range(first, last):
+            share, batches = _next(steps)
+            shares = of_all(share)
+            for one in shares:
+                if one.error is not None:
+                    raise DataError(one.error)
+            self.data.begin(number, shares)
             counts = Counter[str]()
-            for batch in step.batches:
-                counts.update(module.count(batch))
-            for batch in step.batches:
+            for counted in of_all([module.count(batch) for batch in batches]):
+                for of_batch in counted:
+                    counts.update(of_batch)
+            for batch in batches:
                 yield dataclasses.replace(batch, counts=dict(counts))
+
+
+def _next(steps: Iterator[Step]) -> tuple[Share, Sequence[Batch]]:
+    """This rank's share of the next step and its batches; of one that cannot be had, what is wrong."""
+    try:
+        step = next(steps)
+    except DataError as error:
+        return Share(error=str(error)), ()
+    share = Share(masked=step.masked)
+    for batch in step.batches:
+        share.seen += len(batch.keys) + sum(batch.skipped.values())
+        share.skipped.update(batch.skipped)
+    return share, step.batches
 
 
 def _as_it_is(item: Step | DataError) -> Step | DataError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from mmfusion.ranks import of_all
 from mmfusion.types import DataError
 
 _FEW = 16  # so many holes and nothing else stop a run of any length
@@ -29,6 +30,12 @@ class Skips:
         holes = self.skipped.total()
         if holes == self.seen >= _FEW or (self.seen >= self.patience and holes > self.max_fraction * self.seen):
             raise self._too_many()
+
+    def of_all(self) -> None:
+        """Counts what all ranks have counted; all must call it."""
+        everyone = of_all((self.seen, self.skipped))
+        self.seen = sum(seen for seen, _ in everyone)
+        self.skipped = sum((skipped for _, skipped in everyone), Counter[str]())
 
     def end(self) -> None:
         """Raises DataError if there was nothing but holes."""

@@ -217,22 +217,28 @@ def sample_of(raw: dict[str, bytes]) -> Sample:
 
 
 class FixedBatches(Sequence[Batch]):
-    """All samples of a split in order, `batch_size` a batch, the same each time they are asked for; made once."""
+    """All samples of a split in order, `batch_size` a batch, the same each time they are asked for; made once.
 
-    def __init__(self, shards: ShardSet, prepare: Preparation, batch_size: int, seed: int, skips: Skips) -> None:
-        self.shards, self.prepare, self.batch_size, self.seed = shards, prepare, batch_size, seed
-        self.skips = skips
+    Ranks take whole batches in turn: what is compared within one does not depend on how many ranks there are. Where
+    there are fewer batches than ranks, each takes them all.
+    """
+
+    def __init__(self, shards: ShardSet, prepare: Preparation, layout: Layout, seed: int, skips: Skips) -> None:
+        self.shards, self.prepare, self.seed = shards, prepare, seed
+        self.size, self.skips = layout.batch_size, skips
+        firsts = range(0, len(shards), self.size)
+        self.firsts = firsts if len(firsts) < layout.world else firsts[layout.rank :: layout.world]
         self._made: dict[int, Batch] = {}
 
     def __len__(self) -> int:
-        return -(-len(self.shards) // self.batch_size)
+        return len(self.firsts)
 
     def __getitem__(self, number: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]  (no slices)
         if not 0 <= number < len(self):
             raise IndexError(number)
         if number not in self._made:
-            first = number * self.batch_size
-            numbers = range(first, min(first + self.batch_size, len(self.shards)))
+            first = self.firsts[number]
+            numbers = range(first, min(first + self.size, len(self.shards)))
             drawn = [(i, lambda i=i: self.shards.read(i)) for i in numbers]
             self._made[number] = batch = self.prepare.batch(drawn, self.seed)
             self.skips.add(len(drawn), batch.skipped)

@@ -20,6 +20,7 @@ class Captioning(nn.Module):
     """
 
     modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
+    embeddings: tuple[Modality, ...] = ()
 
     def __init__(self, *, label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0) -> None:
         super().__init__()

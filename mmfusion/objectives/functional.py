@@ -24,24 +24,13 @@ def multi_positive_info_nce(logits: Tensor, positive: Tensor, candidate: Tensor)
     return -log_probability.masked_fill(~positive, 0).sum(dim=-1) / positive.sum(dim=-1).clamp(min=1)
 
 
-def symmetric_contrastive_loss(
-    x: Tensor,
-    y: Tensor,
-    *,
-    scale: Tensor,
-    positive: Tensor,
-    x_valid: Tensor,
-    y_valid: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """`multi_positive_info_nce` of the anchors of both sides, [P] and [Q].
+def contrastive_loss(x: Tensor, y: Tensor, *, scale: Tensor, positive: Tensor, candidate: Tensor) -> Tensor:
+    """`multi_positive_info_nce` of the anchors x among y, [P].
 
-    x[P, E] and y[Q, E] of unit length; scale = 1 / temperature; positive[P, Q]; x_valid[P] and y_valid[Q] say what may
-    stand among the candidates.
+    x[P, E] and y[Q, E] of unit length; scale = 1 / temperature; positive[P, Q]; candidate[Q] says what of y may stand
+    among the candidates.
     """
-    logits = scale * (x @ y.T)
-    there = multi_positive_info_nce(logits, positive, y_valid.expand(len(x), -1))
-    back = multi_positive_info_nce(logits.T, positive.T, x_valid.expand(len(y), -1))
-    return there, back
+    return multi_positive_info_nce(scale * (x @ y.T), positive, candidate.expand(len(x), -1))
 
 
 def captioning_loss(hidden: Tensor, unembedding: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -23,6 +23,7 @@ class Preference(nn.Module):
     """
 
     modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
+    embeddings: tuple[Modality, ...] = ()
 
     def __init__(self, *, loss: Callable[..., Tensor], reference: bool = True) -> None:
         super().__init__()

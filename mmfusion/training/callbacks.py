@@ -20,6 +20,7 @@ from PIL import Image
 from torch.optim import Optimizer
 
 from mmfusion import runs
+from mmfusion.ranks import leave, of_all
 from mmfusion.training import plot
 
 
@@ -129,15 +130,17 @@ class StopBetweenSteps(Callback):
 
     The second stops at once, unless weights are just being updated. Ends in KeyboardInterrupt or SIGTERMException. In
     the last step training ends as it would, and whoever started it calls `stop_if_asked`.
+
+    Several ranks stop at the same step, whichever of them heard. A rank that ends on its own, by an error or at once,
+    leaves the others first, so that none of them waits for it.
     """
 
     _before: dict[signal.Signals, Any] | None = None
     _asked: signal.Signals | None = None
-    _at_once = _updating = False
+    _at_once = _updating = _agreed = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        early = trainer.received_sigterm  # told to Lightning, which would not wait for a whole step
-        self._asked = signal.SIGTERM if early else None
+        self._asked = None
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -160,6 +163,8 @@ class StopBetweenSteps(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:  # the step before is logged and validated
+            self._asked = max(of_all(self._asked), key=lambda asked: asked or 0)
+            self._agreed = self._asked is not None
             self.stop_if_asked()
 
     def on_before_optimizer_step(
@@ -179,6 +184,8 @@ class StopBetweenSteps(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
+        if not self._agreed:
+            leave()
 
     def _restore(self) -> None:
         for number, handler in (self._before or {}).items():

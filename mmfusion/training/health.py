@@ -47,7 +47,8 @@ def without_gradient(run: Path) -> list[str]:
 
 class Health(Callback):
     """`health/…` at every logged step: `grad_norm` before clipping, `padding/…` of the batch, `skipped` samples and
-    `masked` values so far; at every validation `rank/…` of each modality's embeddings, over at most `most` parts.
+    `masked` values so far; at every validation `rank/…` of each modality's embeddings, over at most `most` parts of
+    those that the first rank validates.
 
     Parameters whose gradient was zero or absent at every logged step are named in `health.json` and on the console.
     """
@@ -92,6 +93,8 @@ class Health(Callback):
         trained = [name for name, p in pl_module.named_parameters() if p.requires_grad]
         still = [name.removeprefix("model.") for name in trained if name not in self._moved]
         kept = {"steps_looked_at": self._looked, "without_gradient": still}
+        if not trainer.is_global_zero:
+            return
         runs.write(Path(trainer.default_root_dir) / FILE, json.dumps(kept, indent=1))
         if still:
             shown = ", ".join(still[:5]) + (f" and {len(still) - 5} more" if len(still) > 5 else "")

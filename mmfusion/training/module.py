@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +22,7 @@ from mmfusion.data.datamodule import datamodule_of
 from mmfusion.data.order import stable_hash
 from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.ranks import of_all
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
 from mmfusion.training.reference import Comparing, Frozen
@@ -41,6 +42,18 @@ class Mean:
     @property
     def value(self) -> float:
         return self.sum / max(1, self.count)
+
+
+K = TypeVar("K")
+
+
+def means_of_all(own: Mapping[K, Mean]) -> dict[K, Mean]:
+    """The means of what all ranks have summed up."""
+    together: dict[K, Mean] = defaultdict(Mean)
+    for of_one in of_all(dict(own)):
+        for key, mean in of_one.items():
+            together[key].add(mean.sum, mean.count)
+    return together
 
 
 def by_source(loss: Loss, batch: Batch) -> dict[str, tuple[float, int]]:
@@ -115,6 +128,9 @@ class TrainingModule(pl.LightningModule):
         read = {modality for _, objective in self._named_objectives() for modality in objective.modalities}
         for modality in set(self.model.modalities) - read:
             self.model.freeze(modality)
+        embedded = {name for _, o in self._named_objectives() for name in getattr(o, "embeddings", o.modalities)}
+        for modality in set(self.model.heads) - embedded:
+            self.model.heads[modality].requires_grad_(False)
         self._groups.hold(self)
         if self._start:
             self._start(self.model)
@@ -224,7 +240,8 @@ class TrainingModule(pl.LightningModule):
         """Random numbers that belong to the micro-batch, wherever the run was begun; and the loggers' step, which
         Lightning counts by itself and one too far where it goes on behind a validation."""
         micro = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(stable_hash("micro-batch", self._seed, self.global_step, micro))
+        stripe = micro * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(stable_hash("micro-batch", self._seed, self.global_step, stripe))
         if not micro:
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
@@ -246,16 +263,18 @@ class TrainingModule(pl.LightningModule):
                     self._trained[f"{label}/{source}"].add(loss, count)
         begins = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._loss = total.detach() + (0 if begins else self._loss)  # a micro-batch has its share of the step's loss
-        self.log("train/loss", self._loss, prog_bar=True, batch_size=len(batch.keys))
+        shown = {"prog_bar": True, "batch_size": len(batch.keys), "sync_dist": True, "reduce_fx": "sum"}
+        self.log("train/loss", self._loss, **shown)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         # DDP averages over ranks and Lightning divides by the accumulation, but the count is already a global one.
         return total * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """What was gathered for a logged step; `log` would tell the last value again where a step has none."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches or not self.logs(self.global_step):
             return
-        self.told.update({f"train/{label}": mean.value for label, mean in self._trained.items() if mean.count})
+        trained = means_of_all(self._trained)
+        self.told.update({f"train/{label}": mean.value for label, mean in trained.items() if mean.count})
         for logger in self.trainer.loggers if self.told else ():
             logger.log_metrics(self.told, self.global_step - 1)
         self.told.clear()
@@ -274,7 +293,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         of_objective: dict[str, Mean] = defaultdict(Mean)
-        for (name, label), mean in self._validated.items():
+        for (name, label), mean in means_of_all(self._validated).items():
             if mean.count:
                 self.log(f"val/{label}", mean.value)
             of_objective[name].add(mean.sum, mean.count)

@@ -35,7 +35,8 @@ class ResumePoints(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         folder = Path(self.dirpath or trainer.default_root_dir)
         trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
-        runs.write(folder / runs.ENDED, f"{trainer.global_step}\n")
+        if trainer.is_global_zero:
+            runs.write(folder / runs.ENDED, f"{trainer.global_step}\n")
 
 
 def find_again(callbacks: Iterable[Callback], states: Mapping[str, dict[str, Any]]) -> None:

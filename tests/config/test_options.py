@@ -1,7 +1,8 @@
 """Every option of every group composes and is checked; those that a laptop can run take one real step.
 
 A new YAML file is covered by being there. One that needs more than a laptop says so in the comment at its top
-(`# needs: gpu`) and is not stepped; a key it needs (`# needs: checkpoint`) is given here.
+(`# needs: gpu`) and is not stepped; nor is one that starts processes (`# needs: processes`), which this one is not
+the program of: see tests/cli/test_ranks.py. A key it needs (`# needs: checkpoint`) is given here.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def needed(options: Sequence[Option], run: Path, root: Path) -> list[str]:
     return data + [f"checkpoint={run}" for option in options if "checkpoint" in option.needs]
 
 
-ALONE = [option for option in OPTIONS if option.needs == "gpu" or not (option.default or option.group in RECIPES)]
+NOT_HERE = ("gpu", "processes")
+ALONE = [option for option in OPTIONS if option.needs in NOT_HERE or not (option.default or option.group in RECIPES)]
 
 
 @pytest.mark.parametrize("option", ALONE, ids=name_of)
@@ -66,7 +68,7 @@ def test_every_option_composes_and_is_checked(option: Option) -> None:
 
 def rounds() -> list[list[Option]]:
     """Few runs that step every option: one of each group at a time, each recipe alone."""
-    here = [option for option in OPTIONS if option.needs != "gpu"]
+    here = [option for option in OPTIONS if option.needs not in NOT_HERE]
     by_group: dict[str, list[Option]] = {}
     for option in here:
         if option.group not in RECIPES:

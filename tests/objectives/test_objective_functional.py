@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfusion.objectives.functional import captioning_loss, multi_positive_info_nce, symmetric_contrastive_loss
+from mmfusion.objectives.functional import captioning_loss, contrastive_loss, multi_positive_info_nce
 from mmfusion.types import IGNORE
 
 
@@ -20,15 +20,11 @@ def unit(*shape: int) -> Tensor:
 
 
 def symmetric(x: Tensor, y: Tensor, positive: Tensor, scale: float = 10.0) -> Tensor:
-    there, back = symmetric_contrastive_loss(
-        x,
-        y,
-        scale=torch.tensor(scale),
-        positive=positive,
-        x_valid=torch.ones(len(x), dtype=torch.bool),
-        y_valid=torch.ones(len(y), dtype=torch.bool),
-    )
-    return there.sum() + back.sum()
+    def of(anchors: Tensor, others: Tensor, positive: Tensor) -> Tensor:
+        everyone = torch.ones(len(others), dtype=torch.bool)
+        return contrastive_loss(anchors, others, scale=torch.tensor(scale), positive=positive, candidate=everyone).sum()
+
+    return of(x, y, positive) + of(y, x, positive.T)
 
 
 def test_info_nce_by_hand():

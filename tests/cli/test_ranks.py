@@ -1,0 +1,90 @@
+"""A run of two real processes: the weights of one, and what becomes of both when one is ended."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmfusion import runs
+from mmfusion.cli import ranks
+from mmfusion.cli.main import main
+from mmfusion.config import ConfigError
+from mmfusion.runs import history
+from tests.cli.trained import SMALL
+
+TRAIN = [sys.executable, "-m", "mmfusion.cli.main", "train"]
+
+
+def of_few(few: Path) -> list[str]:
+    return [*SMALL, f"data.root={few}", f"data.tokenizer={few / 'tokenizer' / 'tokenizer.model'}"]
+
+
+def test_two_ranks_end_in_the_weights_of_one(few: Path, tmp_path: Path) -> None:
+    """Each has half of every batch, and whole modalities are absent on one of them: four samples of five sources."""
+    how = ["steps=2", *of_few(few), "optim.eps=1.0"]  # at Adam's own, gradients that are only noise count as much
+    assert main(["train", *how, f"paths.run={tmp_path / 'one'}"]) == 0
+    two = subprocess.run(
+        [*TRAIN, *how, "trainer=ddp", f"paths.run={tmp_path / 'two'}"], capture_output=True, text=True, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("run folder") == two.stdout.count("trained 2 steps") == 1  # the first alone speaks
+    weights = [load_file(tmp_path / run / "checkpoint" / "model.safetensors") for run in ("one", "two")]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=0, atol=1e-6)
+    logged = [history.logged(tmp_path / run) for run in ("one", "two")]
+    for name in ("train/loss", "train/captioning", "train/contrastive/image-text"):
+        values = [[value for _, value in curves[name]] for curves in logged]
+        assert len(values[0]) == 2
+        assert values[1] == pytest.approx(values[0], abs=1e-4)
+
+
+@pytest.mark.slow  # two processes, three times
+@pytest.mark.parametrize(
+    ("who", "how", "status", "last"),
+    [
+        (1, signal.SIGKILL, 1, "mmfusion: rank 1 was ended by SIGKILL; go on with: "),
+        (1, signal.SIGTERM, 143, "stopped; go on with: "),  # whichever hears it, both stop behind one step
+        (0, signal.SIGINT, 130, "stopped; go on with: "),
+    ],
+)
+def test_a_rank_that_is_ended_ends_the_run(
+    who: int, how: signal.Signals, status: int, last: str, few: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = [*TRAIN, "trainer=ddp", "steps=5000", *of_few(few), f"paths.run={run}"]
+    first = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while first.poll() is None and not runs.resume_points(run):
+        time.sleep(0.05)
+    (second,) = [p for p in psutil.Process(first.pid).children() if "train" in p.cmdline()]
+    (second if who else first).send_signal(how)
+    _, error = first.communicate(timeout=60)
+    assert first.returncode == status
+    assert error.strip().splitlines()[-1].startswith(f"{last}mmfusion train resume={run}")
+    assert not second.is_running() or second.status() == psutil.STATUS_ZOMBIE
+    if status != 1:
+        assert runs.read(run).status.state == "stopped"
+
+
+def test_ranks_that_another_program_starts_must_be_given_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"paths.run: give the run's folder"):
+        ranks.folder_of_all()
+    monkeypatch.setenv(ranks.RUN, "runs/one")
+    assert ranks.folder_of_all() == "runs/one"
+
+
+def test_nothing_of_a_run_of_several_stays_in_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with ranks.leading(Path("run")):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert ranks.folder_of_all() == "run"
+    assert ranks.folder_of_all() is None
