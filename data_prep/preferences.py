@@ -1,11 +1,12 @@
-"""Pairs of answers about the embedded sample, one of them wrong: `python -m data_prep.preferences [--out FOLDER]`.
+"""Answers about the embedded sample, of which one is right: `python -m data_prep.preferences [--out FOLDER]`.
 
-Each kind is a source of its own, so that logs and results tell them apart: `near-name` (the right name against that of
-its like), `unseen-name` (the same, of concepts that no training shows), `grounded` (against something of another
-category that is not in the picture), `wrong-language` (against the same name in another language than was asked for),
-`wrong-choice` (against the other one of two that were named), `wrong-match` (yes against no), `wrong-category`,
-`spoken-language`, `wrong-activity`, `wrong-duration` (against another one). Questions are those of `conversations`, in
-each split in words of its own. The same bytes every time.
+Beside the right answer stands a wrong one, in training several, from each of which it is to be told apart. Each kind is
+a source of its own, so that logs and results tell them apart: `near-name` (the right name against those of its like),
+`unseen-name` (the same, of concepts that no training shows), `grounded` (against things of other categories that are
+not in the picture), `wrong-language` (against the same name in other languages than was asked for), `wrong-choice`
+(against the other one of two that were named), `wrong-match` (yes against no), `wrong-category`, `spoken-language`,
+`wrong-activity`, `wrong-duration` (against others). Questions are those of `conversations`, in each split in words of
+its own. The same bytes every time.
 """
 
 from __future__ import annotations
@@ -31,19 +32,28 @@ from data_prep.conversations import (
 from mmfusion.types import Answer, Part, Sample
 
 PIECES = 4  # of one recording
+WRONG = 6  # answers to a question, at most, in training
 
 
-def pair(sample: Sample, kind: str, number: int, question: Question, wrong: str) -> Sample:
-    """A preference for the question's answer over a wrong one."""
+def against(sample: Sample, kind: str, number: int, question: Question, wrong: Sequence[str]) -> Sample:
+    """A preference for the question's answer over wrong ones."""
     prompt = [as_shown(part, i) for i, part in enumerate(question.shown, 1)]
     prompt.append(Part(type="text", role="user", kind=question.kind, text=question.asked))
     answers = tuple(
         Answer(parts=(Part(type="text", role="assistant", text=text),), score=score)
-        for text, score in ((question.answer, 1.0), (wrong, 0.0))
+        for text, score in ((question.answer, 1.0), *((text, 0.0) for text in wrong))
     )
     return dataclasses.replace(
         sample, key=f"{sample.key}-{kind}-{number}", url="", parts=tuple(prompt), answers=answers, source=kind
     )
+
+
+def besides(asker: Asker, names: Iterable[str], right: str) -> list[str]:
+    """Of the names that are not the right one WRONG in training, elsewhere one; fewer where there are not so many."""
+    wrong = [name for name in names if name != right]
+    if asker.split != "train":
+        return [asker.rng.choice(wrong)] if wrong else []
+    return asker.rng.sample(wrong, min(WRONG, len(wrong)))
 
 
 class Names:
@@ -63,27 +73,27 @@ class Names:
 
 
 def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
-    """Its name against that of its like, or of something else altogether; its name in another language."""
+    """Its name against those of its like, or of something else altogether; its name in other languages."""
     asker = Asker(split, f"pairs {sample.key}")
     picture, called = sample.of("image")[:1], called_in(sample)
     if name := called.get("en"):
         seen = split == "train" or sample.labels.get("seen") == "yes"
-        if wrong := asker.other(names.alike(sample, "subcategory"), name):
+        if wrong := besides(asker, names.alike(sample, "subcategory"), name):
             question = asker.question("name", picture, name)
-            yield pair(sample, "near-name" if seen else "unseen-name", 0, question, wrong)
+            yield against(sample, "near-name" if seen else "unseen-name", 0, question, wrong)
         own = set(names.alike(sample, "category"))
-        if seen and (wrong := asker.other([other for other in names.all if other not in own], name)):
-            yield pair(sample, "grounded", 0, asker.question("name", picture, name), wrong)
+        if seen and (wrong := besides(asker, [other for other in names.all if other not in own], name)):
+            yield against(sample, "grounded", 0, asker.question("name", picture, name), wrong)
     if category := CATEGORIES.get(sample.labels.get("category", "")):
         question = asker.question("category", picture, category)
-        yield pair(sample, "wrong-category", 0, question, asker.other(KINDS_OF_THINGS, category) or "")
+        yield against(sample, "wrong-category", 0, question, besides(asker, KINDS_OF_THINGS, category))
         yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS), KINDS_OF_THINGS)
     languages = sorted(called)
     if len(languages) > 1:
-        asked, other = asker.rng.sample(languages, 2)
-        if called[asked] != called[other]:
+        asked, *rest = asker.rng.sample(languages, min(len(languages), 1 + WRONG if split == "train" else 2))
+        if wrong := sorted({called[language] for language in rest} - {called[asked]}):
             question = asker.question("translation", picture, called[asked], language=LANGUAGES[asked])
-            yield pair(sample, "wrong-language", 0, question, called[other])
+            yield against(sample, "wrong-language", 0, question, wrong)
 
 
 def _names(samples: Iterable[Sample]) -> list[str]:
@@ -94,18 +104,18 @@ def between(sample: Sample, number: int, choices: Sequence[Question], names: Seq
     """The right one of two against the other one that the question names."""
     for question in choices:
         (wrong,) = [name for name in names if name != question.answer and name in question.asked]
-        yield pair(sample, "wrong-choice", number, question, wrong)
+        yield against(sample, "wrong-choice", number, question, [wrong])
 
 
 def about_clips(sample: Sample, others: Sequence[Sample], spoken: Sequence[str], split: str) -> Iterator[Sample]:
     """The language of speech, and whether a clip belongs to a picture."""
     for number, (clip, match) in enumerate(zip(sample.of("audio"), matches(sample, others, split), strict=True)):
-        yield pair(sample, "wrong-match", number, match, "no" if match.answer == "yes" else "yes")
+        yield against(sample, "wrong-match", number, match, ["no" if match.answer == "yes" else "yes"])
         language = LANGUAGES.get(clip.lang or "")
         if clip.kind == "speech" and language:
             asker = Asker(split, f"pairs {sample.key} {number}")
-            if wrong := asker.other([LANGUAGES[code] for code in spoken], language):
-                yield pair(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
+            if wrong := besides(asker, [LANGUAGES[code] for code in spoken], language):
+                yield against(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
 
 
 def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
@@ -114,12 +124,12 @@ def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator
         asker = Asker(split, f"pairs {sample.key} {number}")
         seconds = asker.rng.choice(conversations.WINDOWS_S)
         part = stretch(series, seconds, asker.rng)
-        if wrong := asker.other(names, name):
-            yield pair(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
+        if wrong := besides(asker, names, name):
+            yield against(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
         yield from between(sample, number, asker.choice((part,), name, names), names)
-        wrong = asker.rng.choice([other for other in conversations.WINDOWS_S if other != seconds])
+        wrong = besides(asker, [f"{other} seconds" for other in conversations.WINDOWS_S], f"{seconds} seconds")
         question = asker.question("duration", (part,), f"{seconds} seconds")
-        yield pair(sample, "wrong-duration", number, question, f"{wrong} seconds")
+        yield against(sample, "wrong-duration", number, question, wrong)
 
 
 def preferences(root: Path, split: str) -> Iterator[Sample]:

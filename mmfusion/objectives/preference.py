@@ -14,8 +14,10 @@ from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, R
 class Preference(nn.Module):
     """A `loss` of pairs (`functional.dpo`, `functional.ipo`, or one of your own with their arguments).
 
-    A pair is a document with two answers of different scores, the higher of which was chosen; others are left alone.
-    The `reference` is the model as it was at the start; a loss that asks for none gets zeros for it.
+    Of each document's answers the best was chosen, and makes a pair with each that is not as good; a document's loss is
+    the mean over its pairs, so that one with many answers weighs no more than another (Ouyang et al. 2203.02155,
+    equation 1). The count is that of documents with a pair. The `reference` is the model as it was at the start; a loss
+    that asks for none gets zeros for it.
 
     Beside the loss it tells, by source too: the share of pairs whose chosen answer gained more on the reference than
     the rejected one (`accuracy`, ties are wrong), by how many nats (`margin`), the log-probabilities of both, their
@@ -34,7 +36,7 @@ class Preference(nn.Module):
         return batch
 
     def count(self, batch: Batch) -> int:
-        return len(pairs(batch.rows))
+        return len(batch.rows.of[pairs(batch.rows)[:, 0]].unique())
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
         rows = batch.rows
@@ -47,7 +49,7 @@ class Preference(nn.Module):
                 then = _next_pieces(self.frozen(batch), rows)
                 reference = _of_answers(_said(then, rows), rows)
                 divergence = _of_answers((now.exp() * (now - then)).sum(dim=-1), rows)
-        each = self.loss(policy[pair], reference[pair], length[pair])
+        each, document = of_documents(self.loss(policy[pair], reference[pair], length[pair]), pair, rows)
         gain = (policy - reference)[pair].detach()
         margin = gain[:, 0] - gain[:, 1]
         told = {
@@ -60,21 +62,25 @@ class Preference(nn.Module):
             "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
         }
         owner = rows.owner[rows.of[pair[:, 0]]]
-        losses = {"preference": Loss(each.sum(), len(pair), each.detach(), owner)}
+        losses = {"preference": Loss(each.sum(), len(each), each.detach(), rows.owner[document])}
         for name, values in told.items():
             losses[f"preference/{name}"] = Loss(values.sum(), len(pair), values, owner, trained=False)
         return losses
 
 
 def pairs(rows: Rows) -> Tensor:
-    """[n, 2], the numbers of the chosen and of the rejected answer of each document that has just these two."""
-    first = torch.nonzero(torch.bincount(rows.of, minlength=len(rows.owner)) == 2).flatten()
-    start = torch.searchsorted(rows.of, first)
-    both = torch.stack([start, start + 1], dim=1)
-    score = rows.score[both]
-    both = both[score[:, 0] != score[:, 1]]
-    swapped = rows.score[both[:, 0]] < rows.score[both[:, 1]]
-    return torch.where(swapped[:, None], both.flip(1), both)
+    """[n, 2], the numbers of the chosen and of a rejected answer: a document's best, and each that is not as good."""
+    number = torch.arange(len(rows.of), device=rows.of.device)
+    highest = rows.score.new_full((len(rows.owner),), -torch.inf).scatter_reduce(0, rows.of, rows.score, "amax")
+    best = rows.score == highest[rows.of]
+    first = rows.of.new_full((len(rows.owner),), len(rows.of)).scatter_reduce(0, rows.of[best], number[best], "amin")
+    return torch.stack([first[rows.of[~best]], number[~best]], dim=1)
+
+
+def of_documents(each: Tensor, pair: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """The mean over the pairs of each document that has one, from each[n] of pair[n, 2], and which document it is."""
+    document, which, pairs_of = rows.of[pair[:, 0]].unique(return_inverse=True, return_counts=True)
+    return each.new_zeros(len(document)).index_add(0, which, each / pairs_of[which]), document
 
 
 def log_probability_of_answers(outputs: Outputs, rows: Rows) -> Tensor:

@@ -39,8 +39,27 @@ def test_the_chosen_answer_stands_first() -> None:
     assert pairs(rows()).tolist() == [[1, 0], [3, 4]]
     even = dataclasses.replace(rows(), score=torch.tensor([1.0, 1.0, 1.0, 2.0, -1.0]))
     assert pairs(even).tolist() == [[3, 4]]
-    none = dataclasses.replace(rows(), of=torch.tensor([0, 1, 1, 1, 2]))
-    assert pairs(none).tolist() == []
+    several = dataclasses.replace(rows(), of=torch.tensor([0, 1, 1, 1, 2]))
+    assert pairs(several).tolist() == [[3, 1], [3, 2]]
+    best_twice = dataclasses.replace(several, score=torch.tensor([0.0, 2.0, 1.0, 2.0, -1.0]))
+    assert pairs(best_twice).tolist() == [[1, 2]]
+    assert pairs(dataclasses.replace(rows(), of=torch.tensor([0, 1, 1, 2, 2]), score=torch.ones(5))).tolist() == []
+
+
+def test_a_document_of_many_pairs_weighs_no_more_than_one_of_a_single_pair() -> None:
+    """Answers 0 to 2 of the first document, the last of which is its best; 3 and 4 of the last one."""
+    made, outputs = given()
+    several = dataclasses.replace(rows(), of=torch.tensor([0, 0, 0, 2, 2]), score=torch.tensor([0.0, 1, 3, 2, -1]))
+    made = dataclasses.replace(made, rows=several)
+
+    def loss(policy: torch.Tensor, reference: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([2.0, 4.0, 8.0])
+
+    found = Preference(loss=loss, reference=False)(outputs, made)["preference"]
+    assert found.each is not None
+    assert found.owner is not None
+    assert (found.each.tolist(), found.owner.tolist()) == ([3, 8], [0, 2])
+    assert Preference(loss=loss).count(made) == found.count == 2
 
 
 def test_at_the_start_nothing_is_gained_and_ties_are_wrong() -> None:
@@ -105,7 +124,7 @@ def test_without_a_reference_the_loss_gets_zeros() -> None:
 
 def test_a_batch_without_pairs_has_a_loss_of_nothing() -> None:
     made, outputs = given()
-    nothing = dataclasses.replace(made, rows=dataclasses.replace(made.rows, of=torch.tensor([0, 1, 1, 1, 2])))
+    nothing = dataclasses.replace(made, rows=dataclasses.replace(made.rows, score=torch.ones(5)))
     losses = Preference(loss=dpo, reference=False)(outputs, nothing)
     assert (float(losses["preference"].sum.detach()), losses["preference"].count) == (0.0, 0)
     losses["preference"].sum.backward()  # still a gradient, of zeros
