@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ PIECE = 5
 
 def objective(margin: float = 0.0) -> Reward:
     made = Reward(margin=margin)
-    made.tokenizer = SimpleNamespace(score=PIECE)
+    made.tokenizer = cast("Any", SimpleNamespace(score=PIECE))
     return made
 
 
