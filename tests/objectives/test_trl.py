@@ -164,7 +164,7 @@ def test_the_loss_of_a_reward_model_is_trls(tmp_path: Path) -> None:
         ids, zero, answer // 2 + zero, zero, zero - 1, torch.where(real, answer, -1), torch.arange(4), of, score
     )
     objective = Reward(margin=1.0)
-    objective.tokenizer = SimpleNamespace(score=0)
+    objective.tokenizer = cast("Any", SimpleNamespace(score=0))
     nobody = torch.arange(4)
     batch = Batch(streams={}, rows=rows, keys=("",) * 4, concept=nobody, seeds=nobody)
     hidden = trainer.model.model(ids, attention_mask=given["attention_mask"]).last_hidden_state
