@@ -75,7 +75,7 @@ def mismatched(rows: Rows) -> Rows:
     """The rows with the judged answers of each document set to the prompt of the next too, the last one's to the first.
 
     They stand behind everything else in the row of that prompt and go on, by position, where it ends: like answers of
-    its own they see it and themselves, and nothing sees them. Answer k is there as K + k.
+    its own they see it and themselves, and nothing sees them. Answer k is there as K + k, in `of` behind all others.
     """
     R, K, D = len(rows.ids), len(rows.of), len(rows.owner)
     own = judged(rows)

@@ -98,9 +98,17 @@ def test_adapters_are_trained_beside_weights_that_stay(answering: Path, preferri
     assert lora.names(mmfusion.load(preferring).network) == [lora.DEFAULT]
 
 
-@pytest.mark.parametrize("converter", ["[lora]", "[]"])  # the reference is the model without them, or a copy
+@pytest.mark.parametrize(
+    ("stage", "objective", "converter"),
+    [
+        ("preference", "dpo", "[lora]"),  # the reference is the model without adapters, or a copy
+        ("preference", "dpo", "[]"),
+        ("preference", "kto", "[lora]"),
+        ("reward", "reward", "[lora]"),
+    ],
+)
 def test_a_step_of_pairs_is_counted_before_it_is_taken(
-    converter: str, answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    stage: str, objective: str, converter: str, answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [
         f"checkpoint={answering}",
@@ -108,8 +116,8 @@ def test_a_step_of_pairs_is_counted_before_it_is_taken(
         "data.weights=null",
         f"converter={converter}",
     ]
-    assert main(["plan", "stage=preference", *given]) == 0
-    assert "objective.dpo" in capsys.readouterr().out
+    assert main(["plan", f"stage={stage}", f"objective=[{objective}]", *given]) == 0
+    assert f"objective.{objective}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
