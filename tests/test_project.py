@@ -221,6 +221,6 @@ def test_the_chain_in_small(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     rows = json.loads((clone / "experiments" / "chain" / "results.quick.json").read_text())["rows"]
-    assert {"L1", "L2.image", "L2.sensor", "L3.worst", "L3.mean", "L3.answers", "L9.bytes", "L9.memory"} <= {
+    assert {"L1", "L2.image", "L2.sensor", "L3.worst", "L3.mean", "L3.answers", "L4.all", "L9.bytes", "L9.memory"} <= {
         row["id"] for row in rows
     }

@@ -8,17 +8,22 @@ uv run python experiments/chain/run.py --pretrained RUN     from a run of `mmfus
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+import data_prep.preferences
+from data_prep import derived
 from experiments.processes import PROGRAM, TRAIN, timed
 from experiments.results import matrix_gflops, row, save
+from mmfusion.evaluation.bench import Split
+from mmfusion.types import Part, Sample
 
 HERE = Path(__file__).parent
 COMMAND = "uv run python experiments/chain/run.py"
@@ -120,6 +125,45 @@ def kept(found: Rows) -> Rows:
     ]  # fmt: skip
 
 
+def rewards(work: Path, answers: Path, overrides: list[str], limit: int, split: Split = "test") -> Rows:
+    """L4: a reward model's held-out pairs against those of one that was trained the same way on the answers alone."""
+    from mmfusion import api
+    from mmfusion.evaluation.bench import Bench
+    from mmfusion.evaluation.questions import clusters_of, pairs, won
+    from mmfusion.evaluation.statistics import difference, estimate
+
+    derived.prepare(work / "alone", SAMPLE, answers_alone, [Path(__file__), Path(data_prep.preferences.__file__)])
+    runs = {"reward": CACHE / "preferences", "answers only": work / "alone"}
+    models: list[api.Model] = []
+    for name, root in runs.items():
+        run = work / name.replace(" ", "-")
+        given = [f"checkpoint={answers}", f"data.root={root}", f"paths.run={run}", "evaluation=none", *overrides]
+        timed([*TRAIN, "stage=reward", *given], work / f"{run.name}.log")
+        models.append(api.load(run))
+    reward, only = models
+    rows = []
+    found = pairs(Bench(reward, CACHE / "preferences", split), None, limit)
+    for kind, asked in {"all": [pair for of_kind in found.values() for pair in of_kind], **found}.items():
+        clusters, right = clusters_of(asked), won(reward, asked)
+        blind = won(only, [(without_prompt(sample), better) for sample, better in asked])
+        got, gap = estimate(right, clusters), difference(right, blind, clusters)
+        beside = {"reward": got.value, "answers only": float(blind.mean())}
+        judged = {"must": "> 0", "judged": gap.ci95[0]} if kind == "all" and gap.ci95 else {}
+        what = f"accuracy of rewards minus that of a model of the answers alone, pairs: {kind}"
+        rows.append(row(f"L4.{kind}", what, gap.value, "", n=gap.n, ci95=gap.ci95, beside=beside, **judged))
+    return rows
+
+
+def without_prompt(sample: Sample) -> Sample:
+    """A pair whose prompt says nothing of its answers: the same mark for all, since none may be empty."""
+    return dataclasses.replace(sample, parts=(Part(type="text", role="user", text="?"),))
+
+
+def answers_alone(root: Path, split: str) -> Iterator[Sample]:
+    """All pairs about the samples of one split, without their prompts."""
+    return map(without_prompt, data_prep.preferences.preferences(root, split))
+
+
 def personal(better: Path) -> Rows:
     """L9: the adapter's bytes beside the base's, and memory while a hundred are switched in turn."""
     from mmfusion import api
@@ -166,6 +210,7 @@ def main() -> None:
     rows, answers, better = chain(work, pretrained, [*few, "evaluation=none"] if options.quick else few)
     talks = asked(work, "answers", [answers, better], CACHE / "conversations", "--task", "answers", *quick)
     rows += questions([one for one in talks if one["checkpoint"] == answers.name])
+    rows += rewards(work, answers, few, 8 if options.quick else 512)
     pairs = asked(work, "preferred", [better], CACHE / "preferences", "--task", "preferred", *quick_pairs)
     rows += preferences(pairs)
     rows += answered(talks)

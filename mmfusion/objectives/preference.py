@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Preference(nn.Module):
         return batch
 
     def count(self, batch: Batch) -> int:
-        return len(batch.rows.of[pairs(batch.rows)[:, 0]].unique())
+        return compared(batch.rows)
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
         rows = batch.rows
@@ -62,10 +62,13 @@ class Preference(nn.Module):
             "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
         }
         owner = rows.owner[rows.of[pair[:, 0]]]
-        losses = {"preference": Loss(each.sum(), len(each), each.detach(), rows.owner[document])}
-        for name, values in told.items():
-            losses[f"preference/{name}"] = Loss(values.sum(), len(pair), values, owner, trained=False)
-        return losses
+        loss = Loss(each.sum(), len(each), each.detach(), rows.owner[document])
+        return {"preference": loss, **tell("preference", told, owner)}
+
+
+def tell(name: str, told: Mapping[str, Tensor], owner: Tensor) -> dict[str, Loss]:
+    """What the log says beside a loss, `name/…`: values[n], of the samples owner[n]."""
+    return {f"{name}/{key}": Loss(each.sum(), len(each), each, owner, trained=False) for key, each in told.items()}
 
 
 def pairs(rows: Rows) -> Tensor:
@@ -75,6 +78,11 @@ def pairs(rows: Rows) -> Tensor:
     best = rows.score == highest[rows.of]
     first = rows.of.new_full((len(rows.owner),), len(rows.of)).scatter_reduce(0, rows.of[best], number[best], "amin")
     return torch.stack([first[rows.of[~best]], number[~best]], dim=1)
+
+
+def compared(rows: Rows) -> int:
+    """How many documents have a pair."""
+    return len(rows.of[pairs(rows)[:, 0]].unique())
 
 
 def of_documents(each: Tensor, pair: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ ONE_STEP += ["data.workers=0", "data.batch_size=8"]
 SHORTER = {"debug=find_lr": ["callbacks.find_lr.steps=21"]}  # it takes its own steps
 RECIPES = ("experiment", "debug", "stage")  # change anything, so each is stepped alone
 # Data that is made, here of the few samples.
-MADE = {"stage=finetune": conversations, "stage=preference": preferences}
+MADE = {"stage=finetune": conversations, "stage=preference": preferences, "stage=reward": preferences}
 MADE |= {"data=conversations": conversations, "data=preferences": preferences}
 OPTIONS = config.listing()
 # Groups from which several options are chosen at once, with those chosen.
