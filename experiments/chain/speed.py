@@ -199,8 +199,8 @@ def _words(tokenizer: SentencePieceTokenizer) -> PreTrainedTokenizerFast:
 
 
 def bound(given: list[Pair]) -> float:
-    """How many times the multiplications of ours TRL's step has, per place of the transformer: prompts once, not twice,
-    and rows as full as they are packed."""
+    """Places of TRL's padded batches for one piece of ours: how many times as fast we could be, had rows no padding and
+    attention and the vocabulary no cost."""
     once = sum(2 + len(p) + len(c) + 1 + len(r) + 2 for p, c, r in given)
     twice = 0
     for k in range(0, len(given), PAIRS):
