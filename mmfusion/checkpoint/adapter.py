@@ -16,6 +16,7 @@ from torch import nn
 from mmfusion.checkpoint.layout import CheckpointError
 from mmfusion.checkpoint.weights import read_header
 from mmfusion.converters import lora
+from mmfusion.converters.importing import quietly
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # peft's, of a model inside its own
@@ -31,7 +32,7 @@ def save_adapter(folder: Path, model: nn.Module, base: str, name: str = lora.DEF
     config.base_model_name_or_path = f"sha256:{base}"
     config.inference_mode = True
     config.save_pretrained(folder)
-    state = lora.imported().get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    state = quietly("peft").get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     save_file({_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
 
 
@@ -40,7 +41,7 @@ def load_adapter(folder: Path, model: nn.Module, base: str, name: str = lora.DEF
 
     Raises CheckpointError for one of another `base` (the sha256 of its weights), or that is not whole.
     """
-    peft = lora.imported()
+    peft = quietly("peft")
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder / file}: missing; an adapter is a folder with {CONFIG} and {WEIGHTS}")

@@ -53,7 +53,7 @@ def save(
         pipeline = {name: value for name, value in config["pipeline"].items() if name != "tokenizer"}
         tree = {"format": FORMAT, **config, "pipeline": pipeline}
         (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        state = lora.base_state(once(model))
+        state = lora.base_state(model, once(model))
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, draft / WEIGHTS)
         shutil.copyfile(tokenizer, draft / TOKENIZER)
         shutil.copyfile(CHAT_TEMPLATE, draft / TEMPLATE)

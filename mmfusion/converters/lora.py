@@ -5,14 +5,16 @@ peft is imported where there is an adapter to make or to load, and nowhere else.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor, nn
+
+from mmfusion.converters import nf4
+from mmfusion.converters.importing import quietly
 
 DEFAULT = "default"  # the name of the adapter that a model was trained with
 _BASE = ".base_layer."  # what peft puts into the names of a layer that has adapters
@@ -22,7 +24,10 @@ class Lora:
     """Adapters of `rank` beside every linear map of `parts` (Hu et al. 2106.09685); all else is frozen.
 
     `parts` are names below the model, such as `decoder` or `encoders.image`. An update is scaled by `alpha` / `rank`.
-    With `dora` the length of a weight is learnt apart from its direction (Liu et al. 2402.09353).
+    With `dora` the length of a weight is learnt apart from its direction (Liu et al. 2402.09353). With a `base` in nf4
+    these linear maps keep their weights in four bits (QLoRA, see `nf4.NF4Linear`; nf4-double quantizes the scales too).
+    Training rounds them: a checkpoint has the rounded weights, in full, so that it says what the trained model said and
+    anything reads it; it is not smaller for it. Raises UserError where this machine has no bitsandbytes.
     """
 
     def __init__(
@@ -33,45 +38,40 @@ class Lora:
         alpha: Annotated[float, Gt(0)] = 16.0,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
         dora: bool = False,
+        base: Literal["nf4", "nf4-double"] | None = None,
     ) -> None:
         self.parts, self.rank, self.alpha, self.dropout, self.dora = tuple(parts), rank, alpha, dropout, dora
+        self.base = base
+        if base:
+            nf4.check_available()
 
     def __call__(self, model: nn.Module, name: str = DEFAULT) -> nn.Module:
         """The model, changed in place. Raises ValueError for a part that has no linear map."""
-        peft = imported()
+        peft = quietly("peft")
+        linear = [module for part in self.parts for module in _linear(model, part)]
+        if self.base:
+            nf4.pack(model, linear, double=self.base == "nf4-double")
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             use_dora=self.dora,
-            target_modules=[module for part in self.parts for module in _linear(model, part)],
+            target_modules=[module.removesuffix(_BASE.rstrip(".")) for module in linear],
         )
         return inject(model, config, name)
-
-
-def imported() -> Any:
-    """peft, without what bitsandbytes, which it looks for, says of kernels that a CPU does not have."""
-    quiet = logging.getLogger("bitsandbytes")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        import peft
-    finally:
-        quiet.setLevel(level)
-    return peft
 
 
 def inject(model: nn.Module, config: Any, name: str) -> nn.Module:
     """peft's layers around those that its configuration names, for an adapter more; in place."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
-        return imported().inject_adapter_in_model(config, model, name)
+        return quietly("peft").inject_adapter_in_model(config, model, name)
 
 
 def _linear(model: nn.Module, part: str) -> list[str]:
     """The names of the linear maps of a part, whether they have adapters already or not."""
     found = [
-        name.removesuffix(_BASE.rstrip("."))
+        name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and f"{name}.".startswith(f"{part}.") and ".lora_" not in name
     ]
@@ -111,13 +111,15 @@ def switched_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def base_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state without its adapters, under the names that it has without them."""
-    return {name.replace(_BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+def base_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's `state` without its adapters, under the names that it has without them, and with no weight packed."""
+    full = {name: tensor for name, tensor in state.items() if ".lora_" not in name and nf4.MARK not in name}
+    return {name.replace(_BASE, "."): tensor for name, tensor in {**full, **nf4.unpacked(model)}.items()}
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """The weights of the adapter in use added to the model's own, and no adapter left; in place."""
+    """The weights of the adapter in use added to the model's own, and no adapter left; in place, and in full."""
+    nf4.unpack(model)
     adapted = layers(model)
     for name, module in list(model.named_modules()):
         if any(module is layer for layer in adapted):

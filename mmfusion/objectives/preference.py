@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.objectives.functional import log_probability
+from mmfusion.objectives.kept import Kept
 from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
 
 
@@ -22,14 +23,17 @@ class Preference(nn.Module):
     Beside the loss it tells, by source too: the share of pairs whose chosen answer gained more on the reference than
     the rejected one (`accuracy`, ties are wrong), by how many nats (`margin`), the log-probabilities of both, their
     lengths in pieces, and the divergence from the reference at each piece of the answers (`kl`, in nats).
+
+    With `keep` the reference's log-probabilities are remembered (`Kept`), so that later passes over samples that are
+    not augmented do without it; then no `kl` is told, which needs all that it would have said.
     """
 
     modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
     embeddings: tuple[Modality, ...] = ()
 
-    def __init__(self, *, loss: Callable[..., Tensor], reference: bool = True) -> None:
+    def __init__(self, *, loss: Callable[..., Tensor], reference: bool = True, keep: bool = False) -> None:
         super().__init__()
-        self.loss, self.reference = loss, reference
+        self.loss, self.reference, self.kept = loss, reference, Kept() if keep else None
         self.frozen: Callable[[Batch], Outputs] | None = None  # given by the training module
 
     def views(self, batch: Batch) -> Batch:
@@ -45,10 +49,14 @@ class Preference(nn.Module):
         policy, length = _of_answers(_said(now, rows), rows), _of_answers(torch.ones_like(now[:, 0]), rows)
         reference, divergence = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.frozen is not None:
+            frozen = self.frozen
             with torch.no_grad():
-                then = _next_pieces(self.frozen(batch), rows)
-                reference = _of_answers(_said(then, rows), rows)
-                divergence = _of_answers((now.exp() * (now - then)).sum(dim=-1), rows)
+                if self.kept is not None:
+                    reference = self.kept(batch, lambda: log_probability_of_answers(frozen(batch), rows))
+                else:
+                    then = _next_pieces(frozen(batch), rows)
+                    reference = _of_answers(_said(then, rows), rows)
+                    divergence = _of_answers(torch.linalg.vecdot(now.exp(), now - then), rows)
         each, document = of_documents(self.loss(policy[pair], reference[pair], length[pair]), pair, rows)
         gain = (policy - reference)[pair].detach()
         margin = gain[:, 0] - gain[:, 1]
@@ -61,6 +69,8 @@ class Preference(nn.Module):
             "rejected_pieces": length[pair[:, 1]],
             "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
         }
+        if self.kept is not None:
+            del told["kl"]
         owner = rows.owner[rows.of[pair[:, 0]]]
         loss = Loss(each.sum(), len(each), each.detach(), rows.owner[document])
         return {"preference": loss, **tell("preference", told, owner)}

@@ -1,4 +1,5 @@
-"""What Lightning lacks: plain progress lines where the output is no terminal, and a stop between two steps."""
+"""What Lightning lacks: plain progress lines where the output is no terminal, a stop between two steps, an average that
+leaves alone what is not trained."""
 
 from __future__ import annotations
 
@@ -13,15 +14,38 @@ from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import Callback, LearningRateFinder, ProgressBar, RichProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mmfusion import runs
 from mmfusion.ranks import leave, of_all
 from mmfusion.training import plot
+
+
+class EMAWeightAveraging(callbacks.EMAWeightAveraging):
+    """Lightning's, in which d·w + (1 - d)·w is not always w: a frozen weight would drift by its last bits, and one that
+    is packed into bytes would become another. Here what does not change stays as it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        decay: Annotated[float, Ge(0), Le(1)] = 0.999,
+        update_every_n_steps: Annotated[int, Gt(0)] = 1,
+        update_starting_at_step: Annotated[int, Ge(0)] | None = None,
+    ) -> None:
+        how = {"update_every_n_steps": update_every_n_steps, "update_starting_at_step": update_starting_at_step}
+        super().__init__(decay=decay, **how)
+
+        def average(old: Tensor, new: Tensor, _: Tensor) -> Tensor:
+            return old.lerp(new, 1 - decay) if old.is_floating_point() else new
+
+        self._kwargs["avg_fn"] = average
 
 
 class PlainProgress(ProgressBar):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import mmfusion
 from data_prep import conversations, preferences
 from mmfusion.checkpoint import CheckpointError
 from mmfusion.checkpoint.layout import sha256
+from mmfusion.checkpoint.weights import once
 from mmfusion.cli.main import main
 from mmfusion.converters import lora
 from mmfusion.report.curves import read_history
@@ -102,6 +104,7 @@ def test_adapters_are_trained_beside_weights_that_stay(answering: Path, preferri
     ("stage", "objective", "converter"),
     [
         ("preference", "dpo", "[lora]"),  # the reference is the model without adapters, or a copy
+        ("preference", "dpo", "[qlora]"),
         ("preference", "dpo", "[]"),
         ("preference", "kto", "[lora]"),
         ("reward", "reward", "[lora]"),
@@ -241,8 +244,9 @@ def test_an_adapter_is_merged_where_training_goes_on_from_it(preferring: Path, f
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("converter", ["[lora]", "[qlora]"])
 def test_killed_in_the_preference_stage_it_goes_on_to_the_same_adapter(
-    answering: Path, folder: Path, tmp_path: Path
+    converter: str, answering: Path, folder: Path, tmp_path: Path
 ) -> None:
     given = [
         f"checkpoint={answering}",
@@ -250,6 +254,7 @@ def test_killed_in_the_preference_stage_it_goes_on_to_the_same_adapter(
         "data.weights=null",
         *SMALL,
         "trainer.limit_val_batches=1",
+        f"converter={converter}",
     ]
     runs = [tmp_path / name for name in ("whole", "stopped")]
     for run in runs:
@@ -262,6 +267,38 @@ def test_killed_in_the_preference_stage_it_goes_on_to_the_same_adapter(
     assert main(["train", f"resume={stopped}"]) == 0
     adapters = [load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors") for run in runs]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    bases = [weights(run) for run in runs]
+    assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
+
+
+def test_beside_four_bits_the_rounded_weights_are_saved_averaged_or_not(
+    answering: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    given = [f"checkpoint={answering}", *pairs_in(folder), f"paths.run={run}", "converter=[qlora]"]
+    averaged = ["callbacks=[default,ema]", "callbacks.ema.decay=0.9"]  # at which a mean of equal bytes is not theirs
+    assert main(["train", "stage=preference", *given, *SHORT, *averaged]) == 0
+    model = mmfusion.load(answering).network
+    lora.Lora(parts=["decoder", "fusion"], base="nf4-double")(model)
+    expected, before, got = lora.base_state(model, once(model)), weights(answering), weights(run)
+    assert set(got) == set(before)
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+    rounded = {name for name in got if not torch.equal(got[name], before[name])}
+    assert {name.partition(".")[0] for name in rounded} == {"decoder", "fusion"}
+    assert mmfusion.load(run).generate(prompt="What is this?", max_new=4)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert mmfusion.load(run).generate(prompt="What is this?", max_new=4)  # anything reads it
+
+
+def test_a_machine_that_cannot_pack_weights_is_told_before_work_starts(
+    answering: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    given = [f"checkpoint={answering}", *pairs_in(folder), f"paths.run={tmp_path / 'run'}", "converter=[qlora]"]
+    status, told = fails(["stage=preference", *given, *SHORT], capsys)
+    assert status == 1
+    assert "wants bitsandbytes, which does not run here" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_shards_that_are_not_there_are_refused_in_one_line(

@@ -80,7 +80,7 @@ def test_merged_it_says_the_same_and_no_adapter_is_left(dora: bool) -> None:
 
 def test_the_state_without_adapters_is_the_models_own() -> None:
     plain, model = once(tiny_model()), adapted()
-    state = lora.base_state(once(model))
+    state = lora.base_state(model, once(model))
     assert list(state) == list(plain)
     assert all(torch.equal(state[name], plain[name]) for name in plain)
 
