@@ -181,8 +181,7 @@ def pack(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
 
 
 class Collate:
-    """Prepared samples to one Batch, with a stream for each of `patchify` and rows of at most `row_length` pieces: as
-    long as the longest document, to a multiple of 8.
+    """Prepared samples to one Batch, with a stream for each of `patchify` and rows of `row_length` pieces.
 
     A stream without a part gets the dummy one (owner -1). Every stream's parts are sorted by length, the longest first,
     and padded to it.
@@ -236,16 +235,15 @@ class Collate:
                 scores.append([score for _, score in document.answers] or [1.0])
                 laid.append(lay_out(self.tokenizer, document, shown))
         lengths = np.array([len(one.ids) for one in laid], dtype=np.int64)
-        length = min(self.row_length, -(-int(lengths.max(initial=1)) // 8) * 8)  # attention costs its square
-        places = np.array(pack(lengths.tolist(), length), dtype=np.int64).reshape(-1, 2)
+        places = np.array(pack(lengths.tolist(), self.row_length), dtype=np.int64).reshape(-1, 2)
         within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        at = np.repeat(places[:, 0] * length + places[:, 1], lengths) + within
+        at = np.repeat(places[:, 0] * self.row_length + places[:, 1], lengths) + within
         rows = int(places[:, 0].max(initial=0)) + 1
 
         def spread(values: Iterable[int] | np.ndarray, padding: int) -> Tensor:
-            flat = np.full(rows * length, padding, dtype=np.int64)
+            flat = np.full(rows * self.row_length, padding, dtype=np.int64)
             flat[at] = values if isinstance(values, np.ndarray) else np.fromiter(values, np.int64, len(at))
-            return torch.from_numpy(flat.reshape(rows, length))
+            return torch.from_numpy(flat.reshape(rows, self.row_length))
 
         def of_each(name: str) -> Iterable[int]:
             return chain.from_iterable(getattr(one, name) for one in laid)

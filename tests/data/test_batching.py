@@ -231,7 +231,7 @@ def test_a_batch_of_holes_alone_is_a_batch(collate: Collate, tokenizer: Sentence
         "audio": [-1],
         "text": [-1],
     }
-    assert batch.rows.ids.tolist() == [[tokenizer.pad] * 8]
+    assert batch.rows.ids.tolist() == [[tokenizer.pad] * 12]
     assert (batch.rows.document == -1).all()
     assert (batch.rows.labels == IGNORE).all()
 
@@ -239,15 +239,8 @@ def test_a_batch_of_holes_alone_is_a_batch(collate: Collate, tokenizer: Sentence
 def test_documents_share_rows(collate: Collate) -> None:
     short = [prepared(k, [clip(1)], single([], [], [80])) for k in "abcd"]
     rows = collate(short).rows
-    assert rows.document.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3, 3, 3]]
-    assert rows.position[0].tolist() == [0, 1, 2, 3] * 2
-
-
-def test_rows_are_as_long_as_the_longest_document_to_a_multiple_of_eight(tokenizer: SentencePieceTokenizer) -> None:
-    collate = Collate({}, tokenizer, 30)
-    for pieces, length in ((1, 8), (5, 8), (6, 16), (21, 24), (27, 30)):  # and three that every turn has
-        documents = [prepared(k, [], single([], [], [80] * n)) for k, n in (("a", pieces), ("b", 1))]
-        assert collate(documents).rows.ids.shape[1] == length
+    assert rows.document.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [3, 3, 3, 3] + [-1] * 8]
+    assert rows.position[0].tolist() == [0, 1, 2, 3] * 3
 
 
 def every_slot_is_its_owners(batch: Batch) -> None:
