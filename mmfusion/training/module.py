@@ -25,6 +25,7 @@ from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
 from mmfusion.training.reference import Comparing, Frozen
+from mmfusion.training.speaker import Speaker, Speaking
 from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
 
 
@@ -152,6 +153,8 @@ class TrainingModule(pl.LightningModule):
         for _, objective in self._named_objectives():
             if isinstance(objective, Reading):
                 objective.tokenizer = data.pipeline.tokenizer
+            if isinstance(objective, Speaking):
+                objective.speaker = Speaker(self.model, data.pipeline.tokenizer)
         pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")

@@ -9,8 +9,9 @@ import torch
 from tiny_multimodal import BEGIN, END, VOCAB, pack, texts, tiny_batch, tiny_model
 from torch import Tensor
 
-from mmfusion.models.generate import choose, generate, one_document_a_row, stream
+from mmfusion.models.generate import choose, generate, stream
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.rows import one_document_a_row
 from mmfusion.types import IGNORE, Batch
 
 
