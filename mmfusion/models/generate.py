@@ -76,13 +76,17 @@ def choose(logits: Tensor, temperature: float, top_p: float, dice: Tensor) -> Te
     if temperature < COLDEST:
         return logits.argmax(dim=-1)
     below = logits - logits.amax(dim=-1, keepdim=True)
-    probability, piece = (below / temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = probability.cumsum(dim=-1) - probability
-    kept = probability * (before < top_p)  # the likeliest always stays: nothing stands before it
+    kept = (below / temperature).softmax(dim=-1)
+    piece = None
+    if top_p < 1:  # sorting a vocabulary takes longer than all else here
+        probability, piece = kept.sort(dim=-1, descending=True, stable=True)
+        before = probability.cumsum(dim=-1) - probability
+        kept = probability * (before < top_p)  # the likeliest always stays: nothing stands before it
     reached = kept.cumsum(dim=-1)
-    index = (reached <= dice[:, None] * reached[:, -1:]).sum(dim=-1)
-    index = index.clamp(max=(kept > 0).sum(dim=-1) - 1)
-    return piece.gather(1, index[:, None])[:, 0]
+    total = reached[:, -1:]
+    at = torch.minimum(dice[:, None] * total, total.nextafter(total.new_zeros(1)))  # below the total, however rounded
+    index = (reached <= at).sum(dim=-1, keepdim=True)
+    return (index if piece is None else piece.gather(1, index))[:, 0]
 
 
 def _until(pieces: list[int], end: int) -> list[int]:
