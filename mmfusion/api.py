@@ -28,6 +28,7 @@ from mmfusion.inputs import Describing, Description, InputError, Inputs, Things,
 from mmfusion.models.generate import generate, stream
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.objectives.preference import log_probability_of_answers
+from mmfusion.objectives.reward import reward_of_answers
 from mmfusion.types import MODALITIES, Batch, Modality, Part, Sample, SkipSample
 
 BATCH = 128  # parts or prompts that go through the model at once
@@ -211,9 +212,26 @@ class Model:
             if lora.names(self.network):
                 with lora.switched_off(self.network):
                     passes.append(self._log_probability(batch))
-            ends = torch.bincount(batch.rows.of, minlength=len(chunk)).cumsum(0)[:-1].tolist()
-            scored += zip(*(np.split(one, ends) for one in passes), strict=True)
+            scored += zip(*(_by_document(one, batch) for one in passes), strict=True)
         return scored
+
+    @property
+    def rewards(self) -> bool:
+        """Whether it is a reward model, to whose rewards a meaning was given."""
+        return self.lineage.get("stage") == "reward"
+
+    @torch.inference_mode()
+    def reward_answers(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """The reward of each answer of decoded preferences, [answers]; only differences within one say anything.
+
+        Raises InputError for one that cannot be used.
+        """
+        rewards: list[np.ndarray] = []
+        for chunk in _chunks(samples):
+            batch = self._batch(chunk, documents="all")
+            each = reward_of_answers(self.network(batch), batch.rows, self.pipeline.tokenizer.score)
+            rewards += _by_document(each.float().cpu().numpy(), batch)
+        return rewards
 
     @torch.inference_mode()
     def _log_probability(self, batch: Batch) -> np.ndarray:
@@ -311,6 +329,11 @@ def _given(**inputs: Any) -> dict[Modality, list[Any]]:
         for modality, value in inputs.items()
         if value is not None
     }
+
+
+def _by_document(each: np.ndarray, batch: Batch) -> list[np.ndarray]:
+    """Values [K] of answers, by the document that they belong to."""
+    return np.split(each, torch.bincount(batch.rows.of, minlength=len(batch.keys)).cumsum(0)[:-1].tolist())
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -32,6 +32,7 @@ class Tokenizer(Protocol):
     end: int
     user: int
     assistant: int
+    score: int  # its logit at an answer's end is the answer's reward; stands in no text
 
     def encode(self, text: str) -> list[int]:
         """Piece ids; a text that spells a reserved piece is cut into ordinary pieces."""
@@ -76,6 +77,7 @@ class SentencePieceTokenizer:
         by_name = dict(zip(_NAMED, ids, strict=False))
         self.pad, self.begin, self.end = by_name["pad"], by_name["begin"], by_name["end"]
         self.user, self.assistant = by_name["user"], by_name["assistant"]
+        self.score = self._reserved[len(_NAMED)]
         self._placeholders: dict[str, int] = {name: by_name[name] for name in ("image", "audio", "sensor", "video")}
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise DataError(

@@ -57,6 +57,15 @@ class Embedder(Protocol):
         """log p in nats of each answer of decoded preferences, and where the model has adapters without them too."""
         ...
 
+    @property
+    def rewards(self) -> bool:
+        """Whether it was trained to give rewards."""
+        ...
+
+    def reward_answers(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """The reward of each answer of decoded preferences, [answers]."""
+        ...
+
 
 @dataclass(frozen=True)
 class Outcome:

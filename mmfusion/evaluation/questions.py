@@ -11,12 +11,13 @@ import numpy as np
 from annotated_types import Gt
 
 from mmfusion.data.series import array_of
-from mmfusion.evaluation.bench import Bench, Lacking, Outcome, Result, by_hash
+from mmfusion.evaluation.bench import Bench, Embedder, Lacking, Outcome, Result, by_hash
 from mmfusion.evaluation.together import cluster_of
 from mmfusion.evaluation.wording import exact
 from mmfusion.types import Part, Sample
 
 UNNAMED = "question"  # the kind of those whose text has none
+Pair = tuple[Sample, int]  # two answers to one prompt, and which of them is the better one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,33 +110,57 @@ def preferred(bench: Bench, *, source: str | None = None, limit: Annotated[int, 
     they are; beside it stands the model without its adapters. Chance is a half.
     """
     outcomes: list[Outcome] = []
-    for kind, pairs in _pairs(bench, source, limit).items():
-        scored = bench.model.score_answers([sample for sample, _ in pairs])
+    for kind, asked in pairs(bench, source, limit).items():
+        scored = bench.model.score_answers([sample for sample, _ in asked])
         gaps = np.array(
-            [[own[chosen] - own[1 - chosen] for own in of] for of, (_, chosen) in zip(scored, pairs, strict=True)]
+            [[own[chosen] - own[1 - chosen] for own in of] for of, (_, chosen) in zip(scored, asked, strict=True)]
         )
-        clusters = tuple(cluster_of(sample, sample.parts[0]) for sample, _ in pairs)
+        clusters = clusters_of(asked)
         beside: dict[str, np.ndarray] = {}
         if gaps.shape[1] > 1:
             outcomes.append(Outcome(f"{kind}, reward", (gaps[:, 0] > gaps[:, 1]).astype(float), clusters, 0.5))
             beside["without adapters"] = (gaps[:, 1] > 0).astype(float)
         outcomes.append(Outcome(f"{kind}, likelier", (gaps[:, 0] > 0).astype(float), clusters, 0.5, beside))
-    if not outcomes:
-        raise Lacking(f"fewer than two pairs of answers in split {bench.split!r}")
     return Result(tuple(outcomes))
 
 
-def _pairs(bench: Bench, source: str | None, limit: int) -> dict[str, list[tuple[Sample, int]]]:
-    """By source up to `limit` decoded pairs, in the order of a hash, and which of the two answers is the better one."""
-    found: dict[str, list[tuple[Sample, int]]] = {}
+def rewarded(bench: Bench, *, source: str | None = None, limit: Annotated[int, Gt(1)] = 512) -> Result:
+    """Of up to 512 pairs of answers of each source: does a reward model give the better one more? Ties are wrong.
+
+    Over all pairs, then a line for each source. Chance is a half.
+    """
+    if not bench.model.rewards:
+        raise Lacking("the model gives no rewards; stage=reward makes one that does")
+    found = pairs(bench, source, limit)
+    found = {"all pairs": [pair for of_kind in found.values() for pair in of_kind], **found}
+    outcomes = [Outcome(f"{kind}, right", won(bench.model, of), clusters_of(of), 0.5) for kind, of in found.items()]
+    return Result(tuple(outcomes))
+
+
+def won(model: Embedder, asked: Sequence[Pair]) -> np.ndarray:
+    """1 where the better answer of a pair has the higher reward, else 0, [pairs]."""
+    rewards = model.reward_answers([sample for sample, _ in asked])
+    gained = [own[chosen] > own[1 - chosen] for own, (_, chosen) in zip(rewards, asked, strict=True)]
+    return np.array(gained, dtype=np.float64)
+
+
+def clusters_of(asked: Sequence[Pair]) -> tuple[str, ...]:
+    return tuple(cluster_of(sample, sample.parts[0]) for sample, _ in asked)
+
+
+def pairs(bench: Bench, source: str | None, limit: int) -> dict[str, list[Pair]]:
+    """By source up to `limit` decoded pairs in the order of a hash. Raises Lacking where there are none."""
+    found: dict[str, list[Pair]] = {}
     for sample in sorted(bench.samples(bench.split, source), key=lambda sample: by_hash(sample.key)):
         scores = [answer.score for answer in sample.answers or ()]
-        pairs = found.setdefault(sample.source or "pairs", [])
-        if len(scores) != 2 or scores[0] == scores[1] or len(pairs) == limit:
+        of_kind = found.setdefault(sample.source or "pairs", [])
+        if len(scores) != 2 or scores[0] == scores[1] or len(of_kind) == limit:
             continue
         if (decoded := _readable(bench, sample, answered=True)) is not None:
-            pairs.append((decoded, int(scores[1] > scores[0])))
-    return {kind: pairs for kind, pairs in sorted(found.items()) if len(pairs) > 1}
+            of_kind.append((decoded, int(scores[1] > scores[0])))
+    if several := {kind: of_kind for kind, of_kind in sorted(found.items()) if len(of_kind) > 1}:
+        return several
+    raise Lacking(f"fewer than two pairs of answers in split {bench.split!r}")
 
 
 def _chosen(bench: Bench, source: str | None, limit: int) -> list[Asked]:

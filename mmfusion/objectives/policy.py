@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from mmfusion.objectives.functional import clipped_policy_loss, group_advantage, log_probability, reverse_kl
-from mmfusion.objectives.preference import answer_places, of_answers
+from mmfusion.objectives.preference import answer_places, of_answers, tell
 from mmfusion.rows import answered, prompts, standing_open
 from mmfusion.types import MODALITIES, Batch, Loss, Modality, Outputs, Rows
 from mmfusion.wording import says
@@ -163,13 +163,14 @@ class GroupPolicy(nn.Module):
         if not self.training:
             loss = -rows.score
         owner = rows.owner[rows.of]
-        losses = {"policy": Loss(loss.sum(), len(loss), loss.detach(), owner)}
         per_answer = {name: of_answers(values, rows) / length for name, values in told.items()}
-        for name, values in {"reward": rows.score, "pieces": length, **per_answer}.items():
-            losses[f"policy/{name}"] = Loss(values.sum(), len(values), values, owner, trained=False)
+        losses = {
+            "policy": Loss(loss.sum(), len(loss), loss.detach(), owner),
+            **tell("policy", {"reward": rows.score, "pieces": length, **per_answer}, owner),
+        }
         if self.training:
             even = (groups == groups[:, :1]).all(dim=1).to(loss.dtype)
-            losses["policy/even"] = Loss(even.sum(), len(even), even, rows.owner, trained=False)
+            losses.update(tell("policy", {"even": even}, rows.owner))
         return losses
 
     def _next_pieces(self, outputs: Outputs, rows: Rows) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,12 @@ class Preference(nn.Module):
             "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
         }
         owner = rows.owner[rows.of[pair[:, 0]]]
-        losses = {"preference": Loss(each.sum(), len(pair), each.detach(), owner)}
-        for name, values in told.items():
-            losses[f"preference/{name}"] = Loss(values.sum(), len(pair), values, owner, trained=False)
-        return losses
+        return {"preference": Loss(each.sum(), len(pair), each.detach(), owner), **tell("preference", told, owner)}
+
+
+def tell(name: str, told: Mapping[str, Tensor], owner: Tensor) -> dict[str, Loss]:
+    """What the log says beside a loss, `name/…`: values[n], of the samples owner[n]."""
+    return {f"{name}/{key}": Loss(each.sum(), len(each), each, owner, trained=False) for key, each in told.items()}
 
 
 def pairs(rows: Rows) -> Tensor:

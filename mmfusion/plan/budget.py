@@ -123,7 +123,8 @@ def count(module: TrainingModule, data: Mapping[str, Any], trainer: Mapping[str,
         module.attach_references()
     if recompute:
         module.model.checkpoint_activations()
-    batch, counted_on = micro_batch(data, layout.samples, module.model.decoder.vocab)
+    batch, tokenizer, counted_on = micro_batch(data, layout.samples, module.model.decoder.vocab)
+    module.read_with(tokenizer)
     meter, activations = measure(module, batch, AUTOCAST[precision])
     optimizer: Any = module.configure_optimizers()
     optimizer = optimizer["optimizer"]

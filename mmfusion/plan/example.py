@@ -12,6 +12,7 @@ from mmfusion import config
 from mmfusion.config import ConfigError
 from mmfusion.data.pipeline import Pipeline
 from mmfusion.data.shards import MANIFEST
+from mmfusion.data.tokenizer import Tokenizer
 from mmfusion.types import Batch, Modality, Part, Sample, SkipSample
 
 LONG_S = 30.0  # of a made-up clip or series, before augmentation and patches cut it to what the configuration says
@@ -22,8 +23,8 @@ MADE_UP = (
 )
 
 
-def micro_batch(data: Mapping[str, Any], samples: int, vocab: int) -> tuple[Batch, str]:
-    """A training batch of `samples` under the checked node `data`, and where it comes from.
+def micro_batch(data: Mapping[str, Any], samples: int, vocab: int) -> tuple[Batch, Tokenizer, str]:
+    """A training batch of `samples` under the checked node `data`, its tokenizer, and where it comes from.
 
     It is the first one of the data where `data.root` has a manifest. Raises ConfigError where made-up samples do not
     fit the pipeline.
@@ -33,7 +34,7 @@ def micro_batch(data: Mapping[str, Any], samples: int, vocab: int) -> tuple[Batc
         module.prepare_data()
         module.setup("fit")
         (batch,) = next(iter(module.steps(0, 1))).batches
-        return batch, f"the first {samples} samples of {data['root']}"
+        return batch, module.pipeline.tokenizer, f"the first {samples} samples of {data['root']}"
     pipeline = config.build(data["pipeline"])(tokenizer=_Pieces(vocab, data["pipeline"].get("text_pieces", 32)))
     augment = config.build(data.get("augment")) or (lambda sample, seed: sample)
     sample = _sample(pipeline)
@@ -41,14 +42,15 @@ def micro_batch(data: Mapping[str, Any], samples: int, vocab: int) -> tuple[Batc
         prepared = [pipeline.prepare(augment(sample, seed), seed, seed) for seed in range(samples)]
     except SkipSample as error:
         raise ConfigError([f"data.pipeline: a sample with everything cannot be used: {error}"]) from error
-    return pipeline.collate(prepared), f"made up, {data['root']} has no {MANIFEST}: {MADE_UP}"
+    made_up = f"made up, {data['root']} has no {MANIFEST}: {MADE_UP}"
+    return pipeline.collate(prepared), pipeline.tokenizer, made_up
 
 
 class _Pieces:
     """A tokenizer of `size` pieces to which every text is one of `length` pieces."""
 
     pad, begin, end, assistant = range(4)
-    user = begin
+    user, score = begin, 5
 
     def __init__(self, size: int, length: int) -> None:
         self.size, self.length = size, length

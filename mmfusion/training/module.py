@@ -134,6 +134,12 @@ class TrainingModule(pl.LightningModule):
             if isinstance(objective, Comparing) and objective.reference:
                 objective.frozen = Frozen(self.model)
 
+    def read_with(self, tokenizer: Tokenizer) -> None:
+        """Objectives that have to know what pieces mean get the tokenizer."""
+        for _, objective in self._named_objectives():
+            if isinstance(objective, Reading):
+                objective.tokenizer = tokenizer
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = apply_shares(self._optimizer(self._groups(self)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
@@ -150,9 +156,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         data = datamodule_of(self.trainer)
+        self.read_with(data.pipeline.tokenizer)
         for _, objective in self._named_objectives():
-            if isinstance(objective, Reading):
-                objective.tokenizer = data.pipeline.tokenizer
             if isinstance(objective, Speaking):
                 objective.speaker = Speaker(self.model, data.pipeline.tokenizer)
         pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab

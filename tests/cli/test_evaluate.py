@@ -213,7 +213,7 @@ def test_data_brings_its_tasks_and_whoever_asks_for_others_gets_them(tmp_path: P
     def tasks(*overrides: str) -> set[str]:
         return set(config.compose(overrides, tmp_path).evaluation)
 
-    anything = {"retrieval", "classes", "captions", "answers", "preferred"}
+    anything = {"retrieval", "classes", "captions", "answers", "preferred", "rewarded"}
     assert "picture_to_name" in tasks()
     assert tasks("data=shards") == tasks("data=mine") == tasks("evaluation=any") == anything
     assert "picture_to_name" in tasks("data=shards", "evaluation=sample")

@@ -172,6 +172,57 @@ def test_what_is_preferred_is_told_by_kind_of_pair(preferring: Path) -> None:
     assert any(name.startswith("val/preference/accuracy/") for name in told)
 
 
+@pytest.fixture(scope="module")
+def judging(answering: Path, folder: Path) -> Path:
+    run = folder / "judging"
+    given = [f"checkpoint={answering}", *pairs_in(folder), f"paths.run={run}"]
+    small = [option for option in SHORT if option != "evaluation=none"]
+    assert main(["train", "stage=reward", *given, *small, "objective.reward.margin=0.5"]) == 0
+    return run
+
+
+def test_a_reward_model_is_asked_for_rewards_by_kind_of_pair(judging: Path) -> None:
+    metrics = json.loads((judging / "metrics.json").read_text())
+    assert {row["task"] for row in metrics} == {"rewarded"}
+    total, *by_kind = metrics
+    assert total["metric"] == "all pairs, right"
+    assert total["n"] == sum(row["n"] for row in by_kind)
+    assert sum(row["n"] * row["value"] for row in by_kind) == pytest.approx(total["n"] * total["value"])
+    history = read_history(judging / "metrics.csv")
+    told = {name for name in history if name.startswith(("train/reward", "val/reward"))}
+    for name in ("reward", "reward/accuracy", "reward/margin", "reward/chosen", "reward/rejected"):
+        assert {f"train/{name}", f"val/{name}"} <= told
+    assert any(name.startswith("val/reward/accuracy/") for name in told)
+
+
+def test_only_a_reward_model_is_asked_for_rewards(
+    answering: Path, judging: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["--data-root", str(folder / "preferences"), "--split", "validation", "--task", "rewarded"]
+    assert main(["evaluate", str(judging), *how]) == 0
+    assert "all pairs, right" in capsys.readouterr().out
+    assert main(["evaluate", str(answering), *how]) == 1
+    assert "the model gives no rewards; stage=reward makes one that does" in capsys.readouterr().err
+
+
+def test_a_reward_that_is_no_number_stops_before_the_update(
+    answering: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = shutil.copytree(answering / "checkpoint", tmp_path / "parent")
+    tensors = load_file(parent / "model.safetensors")
+    tensors["decoder.embedding.weight"][mmfusion.load(answering).pipeline.tokenizer.score] = torch.nan
+    save_file(tensors, parent / "model.safetensors")
+    lineage = json.loads((parent / "lineage.json").read_text())
+    lineage["files"]["model.safetensors"] = sha256(parent / "model.safetensors")
+    (parent / "lineage.json").write_text(json.dumps(lineage))
+    small = [*SMALL, "trainer.num_sanity_val_steps=0", "data.batch_size=2"]
+    given = [f"checkpoint={parent}", *pairs_in(folder), f"paths.run={tmp_path / 'run'}", "steps=2"]
+    status, told = fails(["stage=reward", *given, *small], capsys)
+    assert status == 1
+    assert "the loss of step 0 is nan; nothing was updated. Samples: " in told
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
 def test_an_adapter_is_merged_where_training_goes_on_from_it(preferring: Path, folder: Path) -> None:
     """The second run's base answers as the first with its adapter."""
     run = folder / "again"

@@ -45,6 +45,7 @@ def test_a_spelt_reserved_piece_is_ordinary_text(tokenizer: SentencePieceTokeniz
 def test_reserved_pieces_are_numbered_and_not_spoken(tokenizer: SentencePieceTokenizer) -> None:
     named = [tokenizer.pad, tokenizer.begin, tokenizer.end, tokenizer.placeholder("image"), tokenizer.assistant]
     assert [tokenizer.reserved()[i] for i in (0, 1, 2, 3, 8)] == named
+    assert tokenizer.score == tokenizer.reserved()[9]  # "<|reserved_9|>": tokenizers that are there have no other name
     assert tokenizer.decode([tokenizer.begin, *tokenizer.encode("goose"), tokenizer.end]) == "goose"
 
 

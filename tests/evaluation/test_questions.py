@@ -13,7 +13,7 @@ from tiny_world import flac, png, write_world
 from mmfusion.data.series import array_of
 from mmfusion.data.writer import write_manifest, write_shard
 from mmfusion.evaluation.bench import Bench, Lacking
-from mmfusion.evaluation.questions import answers, preferred, questions
+from mmfusion.evaluation.questions import answers, preferred, questions, rewarded
 from mmfusion.types import Answer, Modality, Part, Sample
 
 
@@ -45,6 +45,12 @@ class Knowing:
             tuple(np.array([float(text.split(" before ")[k]) for text in of_one]) for k in range(1 + before))
             for of_one in said
         ]
+
+    rewards = True
+
+    def reward_answers(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """The numbers that answers spell."""
+        return [np.array([float(answer.parts[0].text or "") for answer in one.answers or ()]) for one in samples]
 
     def _says(self, shown: Sequence[Part]) -> str:
         values = [float(np.abs(array_of(part)).max()) for part in shown]
@@ -158,6 +164,32 @@ def test_without_adapters_only_what_is_likelier_is_told(tmp_path: Path) -> None:
     assert [(o.metric, sorted(o.values)) for o in preferred(bench).outcomes] == [("near, likelier", [0, 1])]
     with pytest.raises(Lacking, match="fewer than two pairs"):
         preferred(preferences(tmp_path / "b", talks("x")[0]))
+
+
+def test_the_higher_reward_is_right_and_a_tie_is_wrong(tmp_path: Path) -> None:
+    bench = preferences(
+        tmp_path / "a",
+        pair("1", "near", "3", "1"),
+        pair("2", "near", "-1", "-2", turned=True),
+        pair("3", "far", "2", "2"),
+        pair("4", "far", "1", "5", turned=True),
+    )
+    found = {outcome.metric: outcome for outcome in rewarded(bench).outcomes}
+    got = {name: dict(zip(o.clusters, o.values.tolist(), strict=True)) for name, o in found.items()}
+    assert list(got) == ["all pairs, right", "far, right", "near, right"]
+    assert (got["near, right"], got["far, right"]) == ({"1": 1, "2": 1}, {"3": 0, "4": 0})
+    assert got["all pairs, right"] == got["near, right"] | got["far, right"]
+    assert {outcome.chance for outcome in found.values()} == {0.5}
+
+
+def test_rewards_are_asked_of_reward_models_about_pairs(tmp_path: Path) -> None:
+    with pytest.raises(Lacking, match="fewer than two pairs"):
+        rewarded(preferences(tmp_path / "a", talks("x")[0]))
+    bench = preferences(tmp_path / "b", pair("1", "near", "3", "1"), pair("2", "near", "3", "1"))
+    assert isinstance(bench.model, Knowing)
+    bench.model.rewards = False
+    with pytest.raises(Lacking, match="stage=reward"):
+        rewarded(bench)
 
 
 def test_what_cannot_be_asked_is_counted_and_left_out(tmp_path: Path) -> None:

@@ -148,3 +148,8 @@ class Oracle:
 
     def score_answers(self, samples: Sequence[Sample]) -> list[tuple[np.ndarray, ...]]:
         raise NotImplementedError("nobody asks the oracle what it prefers")
+
+    rewards = False
+
+    def reward_answers(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        raise NotImplementedError("the oracle gives no rewards")

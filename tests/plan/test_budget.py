@@ -37,7 +37,7 @@ def module_of(tree: dict[str, Any]) -> TrainingModule:
 def test_the_flops_are_those_of_a_real_step(model: str) -> None:
     tree = tree_of(f"model={model}", "data.batch_size=2")
     budget = count(module_of(tree), tree["data"], tree["trainer"], recompute=False)
-    batch, _ = micro_batch(tree["data"], 2, 8192)
+    batch, _, _ = micro_batch(tree["data"], 2, 8192)
     module = module_of(tree)
     module.configure_model()
     before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
@@ -96,7 +96,7 @@ def test_the_recipes_compose_and_their_samples_fit_the_rows(experiment: str) -> 
     tree = tree_of(f"experiment={experiment}", "data.root=nowhere", "data.tokenizer=none")
     layout = layout_of(tree["trainer"], tree["data"]["batch_size"])
     assert layout.devices == 8
-    batch, source = micro_batch(tree["data"], 8, tree["model"]["decoder"]["vocab"])
+    batch, _, source = micro_batch(tree["data"], 8, tree["model"]["decoder"]["vocab"])
     assert source.startswith("made up, nowhere has no manifest.json")
     encoder = tree["model"]["encoders"]["image"]
     pixels = (encoder["patch_px"] // encoder["cell_px"]) ** 2 * (3 + encoder["orientations"])

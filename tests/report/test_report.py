@@ -41,6 +41,11 @@ class Speaker:
     def score_answers(self, samples: object) -> list[tuple[np.ndarray, ...]]:
         raise AssertionError("the report shows what was evaluated; it scores nothing")
 
+    rewards = False
+
+    def reward_answers(self, samples: object) -> list[np.ndarray]:
+        raise AssertionError("the report shows what was evaluated; it judges nothing")
+
 
 def retrieval(queries: list[Part], names: list[str], pictures: tuple[Part, ...] = ()) -> Retrieval:
     """Query i is right about candidate i; the first query is retrieved right, the others wrong."""
