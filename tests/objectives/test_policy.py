@@ -41,7 +41,8 @@ def batch(visit: tuple[int, int] = (0, 1), first: int = 0) -> Batch:
 class Parrot:
     """Says what it is told to, and keeps how it was asked."""
 
-    end, banned = END, (0,)
+    end = END
+    banned: Sequence[int] = (0,)
 
     def __init__(self, *said: list[int]) -> None:
         self.said, self.asked = list(said), []
