@@ -33,16 +33,17 @@ def trained(work: Path, answers: Path, seed: int, overrides: list[str]) -> tuple
 
 
 def gains(found: Rows, before: str, seeds: dict[str, int]) -> Rows:
-    """L5: of each seed and kind of question, exact answers after minus before; those about nothing but a part first."""
+    """L5: of each seed and kind of question, exact answers after minus before."""
     base = {one["metric"]: one["value"] for one in found if one["checkpoint"] == before}
-    return [
-        row(f"L5.{one['metric'].removesuffix(', exact').replace(' ', '-')}.{seeds[one['checkpoint']]}",
-            f"exact after policy minus before, {one['metric'].removesuffix(', exact')}", one["difference"]["value"], "",
-            n=one["n"], ci95=one["difference"]["ci95"], must=None if one["metric"].startswith("about ") else "> 0",
-            judged=one["difference"]["ci95"][0], beside={"before": base[one["metric"]], "after": one["value"]})
-        for one in found
-        if "difference" in one
-    ]  # fmt: skip
+    rows = []
+    for one in (one for one in found if "difference" in one):
+        kind, gap = one["metric"].removesuffix(", exact"), one["difference"]
+        judged = gap["ci95"] and not kind.startswith("about ")  # of one cluster there is no interval
+        rows.append(row(f"L5.{kind.replace(' ', '-')}.{seeds[one['checkpoint']]}",
+                        f"exact after policy minus before, {kind}", gap["value"], "", n=one["n"], ci95=gap["ci95"],
+                        must="> 0" if judged else None, judged=gap["ci95"][0] if judged else None,
+                        beside={"before": base[one["metric"]], "after": one["value"]}))  # fmt: skip
+    return rows
 
 
 def main() -> None:
