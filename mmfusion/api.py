@@ -23,7 +23,7 @@ from mmfusion import checkpoint
 from mmfusion.config import ConfigError, build, check, near
 from mmfusion.converters import lora
 from mmfusion.data.pipeline import Pipeline
-from mmfusion.data.tokenizer import SentencePieceTokenizer
+from mmfusion.data.tokenizer import SentencePieceTokenizer, silent
 from mmfusion.inputs import Describing, Description, InputError, Inputs, Things, checked_text, part_of
 from mmfusion.models.generate import generate, stream
 from mmfusion.models.multimodal import MultimodalModel
@@ -248,10 +248,9 @@ class Model:
     def _open(self, things: Sequence[Sequence[Part]], asked: Mapping[str, str | None]) -> tuple[Batch, dict[str, Any]]:
         """Prompts left open, one about each thing's decoded parts, and what ends an answer or is never said in one."""
         tokenizer = self.pipeline.tokenizer
-        silent = [piece for piece in tokenizer.reserved() if piece != tokenizer.end]
-        silent += range(tokenizer.size, self.network.decoder.vocab)  # rows of an embedding larger than the vocabulary
+        banned = silent(tokenizer, self.network.decoder.vocab)
         samples = [Sample(key=str(i), parts=tuple(parts)) for i, parts in enumerate(things)]
-        return self._batch(samples, documents="open", **asked), {"end": tokenizer.end, "banned": silent}
+        return self._batch(samples, documents="open", **asked), {"end": tokenizer.end, "banned": banned}
 
     def _batch(self, samples: Sequence[Sample], **how: Any) -> Batch:
         """Where the weights are: a run in training keeps them on its device. Raises InputError."""

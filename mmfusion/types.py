@@ -84,7 +84,8 @@ class Answer:
 class Sample:
     """One example: any subset of modalities under one key.
 
-    A preference has `answers`, several or none, to what its `parts` ask (`prompt` on disk); other samples have None.
+    A preference has `answers` to what its `parts` ask (`prompt` on disk), an open prompt none of them but perhaps a
+    `check`: the right wordings, one a line. Other samples have None.
     """
 
     key: str
@@ -208,7 +209,9 @@ class Batch(_Movable):
     concept[B] int64: a stable hash of the concept label, equal = positives for each other; without a label the position
     in the global order. seeds[B] int64: of (seed, position), the only randomness that objectives may use in `views`.
     counts: per objective, this rank's sum over the step's micro-batches (filled by the loader before the first one).
-    skipped: how many samples of the stripe were holes, by reason. sources: where each of the samples is from.
+    skipped: how many samples of the stripe were holes, by reason. sources: where each of the samples is from. checks:
+    what is right to say to each of the samples that is an open prompt. visit: (i, n), this is step i, from 0, of n in a
+    row that meet the same samples.
     """
 
     streams: dict[Modality, Patches]
@@ -219,6 +222,8 @@ class Batch(_Movable):
     counts: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
+    checks: tuple[str | None, ...] = ()
+    visit: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from datasets import Dataset
 from torch import nn
 from torch.optim import AdamW
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
 
 from experiments.results import matrix_gflops, row, save
-from mmfusion.data.batching import Collate, Document, Prepared, Turn
+from mmfusion.data.batching import Collate, Document, Prepared, Turn, document_length
 from mmfusion.data.shards import ShardSet
 from mmfusion.data.tokenizer import SentencePieceTokenizer, tokenizer_of
 from mmfusion.models.attention.rules import Both, Causal
@@ -72,8 +72,9 @@ def llama(vocab: int, seed: int) -> LlamaForCausalLM:
         "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS, "max_position_embeddings": ROW, "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": 1,
+        "attn_implementation": "sdpa",
     }  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **sizes, attn_implementation="sdpa"))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **sizes))
 
 
 def same(theirs: LlamaForCausalLM, vocab: int) -> MultimodalModel:
@@ -112,7 +113,7 @@ def ours(
 ) -> Step:
     """A step on pairs of these numbers, as documents of two answers, packed in rows; the reference a frozen copy, or
     what it said of all of them is known (`keep`)."""
-    model, collate = same(weights, tokenizer.size), Collate({}, tokenizer, ROW)
+    model = same(weights, tokenizer.size)
     objective = Preference(loss=partial(dpo, beta=BETA), keep=keep)
     objective.frozen = Frozen(same(reference, tokenizer.size))
     optimizer = AdamW(model.parameters(), lr=RATE, fused=True)
@@ -120,6 +121,8 @@ def ours(
         Prepared(str(k), k, k, (), (Document((Turn((tuple(p),), None),), ((tuple(c), 1.0), (tuple(r), 0.0))),))
         for k, (p, c, r) in enumerate(given)
     ]
+    longest = max(document_length(one.documents[0], {}) for one in prepared)
+    collate = Collate({}, tokenizer, -(-longest // 8) * 8)  # attention costs a row's square
     if keep:
         for k in range(0, len(prepared), PAIRS):
             made = collate(prepared[k : k + PAIRS])
@@ -168,8 +171,9 @@ def trls(
         "gradient_checkpointing": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
         "max_length": ROW, "precompute_ref_log_probs": precompute, "max_grad_norm": CLIP,
     }  # fmt: skip
-    trainer: Any = DPOTrainer(
-        model=weights, ref_model=reference, args=DPOConfig(**how),
+    trl = import_module("trl")  # which hides its names from a type checker
+    trainer: Any = trl.DPOTrainer(
+        model=weights, ref_model=reference, args=trl.DPOConfig(**how),
         processing_class=words, train_dataset=Dataset.from_dict(columns),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1

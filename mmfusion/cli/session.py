@@ -92,7 +92,7 @@ def train(
     keep: Literal["last", "best"] = "last",
     compile: bool = False,
     gradient_checkpointing: bool = False,
-    stage: Literal["pretrain", "finetune", "preference", "reward"] = "pretrain",
+    stage: Literal["pretrain", "finetune", "preference", "reward", "policy"] = "pretrain",
     earlier: Mapping[str, Earlier] | None = None,
     checkpoint: str | None = None,
     resume: str | None = None,

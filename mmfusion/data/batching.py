@@ -66,7 +66,7 @@ def single(parts: Sequence[int], prompt: Sequence[int], answer: Sequence[int] | 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample ready for a batch: parts in patches, documents, what it is a positive for, seed, and source."""
+    """A sample ready for a batch: parts in patches, documents, what it is a positive for, seed, source, and check."""
 
     key: str
     concept: int
@@ -74,6 +74,7 @@ class Prepared:
     parts: tuple[tuple[Modality, PartPatches], ...]
     documents: tuple[Document, ...]
     source: str = ""
+    check: str | None = None
 
 
 @dataclass
@@ -218,6 +219,7 @@ class Collate:
             seeds=torch.tensor([sample.seed for sample in prepared], dtype=torch.int64),
             skipped=dict(skipped or {}),
             sources=tuple(sample.source for sample in prepared),
+            checks=tuple(sample.check for sample in prepared),
         )
 
     def _rows(self, prepared: Sequence[Prepared], slots: Mapping[tuple[int, int], tuple[int, int]]) -> Rows:

@@ -43,7 +43,8 @@ class DataModule(pl.LightningDataModule):
     batches. `pipeline` is called with the tokenizer. `select` and `augment` are for training; validation takes English
     texts and changes nothing. `weights` are the shares of the sources (without them each has its share of the samples).
     `reader=webdataset` reads tars as a stream: for what cannot be indexed, resuming by shard only. `cycle_steps` trains
-    on the first so many steps over and over.
+    on the first so many steps over and over; `visits` is how many steps in a row meet the same samples, so that answers
+    that an objective draws to them serve for several updates.
 
     What does not: `workers` (processes that build whole steps), `cache_mb` (of decoded parts, in each of them).
 
@@ -70,14 +71,17 @@ class DataModule(pl.LightningDataModule):
         cache_mb: Annotated[int, Ge(0)] = 256,
         max_skipped_fraction: Annotated[float, Ge(0), Le(1)] = 0.01,
         cycle_steps: Annotated[int, Gt(0)] | None = None,
+        visits: Annotated[int, Gt(0)] = 1,
         limits: Limits = LIMITS,
         prepare: Callable[[Path], None] | None = None,
     ) -> None:
         super().__init__()
-        if reader == "webdataset" and (weights is not None or cycle_steps is not None):
-            raise ValueError("data.weights and data.cycle_steps need data.reader=indexed: a stream comes as it comes")
+        if reader == "webdataset" and (weights is not None or cycle_steps is not None or visits > 1):
+            named = "data.weights, data.cycle_steps and data.visits"
+            raise ValueError(f"{named} need data.reader=indexed: a stream comes as it comes")
         self.root, self.tokenizer = Path(root), Path(tokenizer)
         self.batch_size, self.seed, self.weights, self.cycle_steps = batch_size, seed, weights, cycle_steps
+        self.visits = visits
         self.select, self.augment = select or Select(), augment
         self.reader, self.workers, self.limits = reader, workers, limits
         self.cache_bytes = cache_mb << 20
@@ -164,7 +168,7 @@ class DataModule(pl.LightningDataModule):
             "generator": torch.Generator().manual_seed(0),  # else opening a loader would move the model's randomness
         }
         if self.reader == "indexed":
-            built = IndexedSteps(self.train, self.order, prepare, layout, self.seed, self.cycle_steps)
+            built = IndexedSteps(self.train, self.order, prepare, layout, self.seed, self.cycle_steps, self.visits)
             loader = torch.utils.data.DataLoader(built, sampler=range(start, stop), **common)
         else:
             if start:

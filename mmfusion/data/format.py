@@ -294,10 +294,13 @@ def _sample(key: str, url: str, raw: dict[str, Any], members: Mapping[str, bytes
         raise _Invalid("needs either `parts`, or `prompt` and `answers`")
     if "check" in raw and "prompt" not in raw:
         raise _Invalid("has `check`, which belongs beside `prompt`")
+    if raw.get("answers") and "check" in raw:
+        raise _Invalid("has `check` and `answers`: a check is for a prompt without any")
     checks: dict[str, Callable[[object], Any]] = {
         "parts": lambda value: _parts(value, members),
         "prompt": lambda value: _parts(value, members),
         "answers": lambda value: _answers(value, members),
+        "check": _text,
         "labels": _labels,
     }
     fields: dict[str, Any] = {}

@@ -131,13 +131,13 @@ class Pipeline:
             if length > self.row_length:
                 raise SkipSample(TOO_LONG, f"key {sample.key!r}: {length} pieces, rows have {self.row_length}")
         source = sample.source or PurePath(sample.url).stem
-        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made, source)
+        return Prepared(sample.key, concept_of(sample, position), seed, tuple(parts), made, source, sample.check)
 
     def _conversation(
         self, sample: Sample, tokens: Mapping[int, int], asked: tuple[int, ...], *, is_open: bool
     ) -> Document:
         """Its turns in order: what the user shows and asks up to each answer, which is text; of a preference the last
-        answers are several.
+        answers are several, of an open prompt there is none.
 
         Where they do not all fit, whole turns are left off from the end on, so that no part and no answer is cut;
         raises SkipSample where none is left. A question that stands last without an answer is left out, but of an open

@@ -109,25 +109,35 @@ class Layout:
 class IndexedSteps(torch.utils.data.Dataset[Step | DataError]):
     """Item k is step k: read by number in the global order, so that nothing depends on who asks, or when.
 
-    With `cycle` only the first so many steps exist, met again and again, to see a model learn them by heart. A
-    DataError is the item, not raised, so that it leaves a worker as it is.
+    With `cycle` only the first so many steps exist, met again and again, to see a model learn them by heart; with
+    `visits` so many steps in a row meet the same samples. A DataError is the item, not raised, so that it leaves a
+    worker as it is.
     """
 
     def __init__(
-        self, shards: ShardSet, order: Order, prepare: Preparation, layout: Layout, seed: int, cycle: int | None = None
+        self,
+        shards: ShardSet,
+        order: Order,
+        prepare: Preparation,
+        layout: Layout,
+        seed: int,
+        cycle: int | None = None,
+        visits: int = 1,
     ) -> None:
         self.shards, self.order, self.prepare = shards, order, prepare
-        self.layout, self.seed, self.cycle = layout, seed, cycle
+        self.layout, self.seed, self.cycle, self.visits = layout, seed, cycle, visits
         self._micro(global_batch(0, layout.batch_size), 0)  # a size that does not divide is refused now
 
     def _micro(self, positions: np.ndarray, micro: int) -> np.ndarray:
         return stripe(positions, self.layout.rank, self.layout.world, self.layout.accumulate, micro)
 
     def __getitem__(self, step: int) -> Step | DataError:
-        positions = global_batch(step % self.cycle if self.cycle else step, self.layout.batch_size)
+        number, visit = divmod(step, self.visits)
+        positions = global_batch(number % self.cycle if self.cycle else number, self.layout.batch_size)
         stripes = (self._micro(positions, micro) for micro in range(self.layout.accumulate))
+        batches = (self.prepare.batch(self._drawn(stripe), self.seed) for stripe in stripes)
         try:
-            return self.prepare.step(self.prepare.batch(self._drawn(stripe), self.seed) for stripe in stripes)
+            return self.prepare.step(dataclasses.replace(one, visit=(visit, self.visits)) for one in batches)
         except DataError as error:
             return error
 

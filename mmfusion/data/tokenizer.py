@@ -110,3 +110,8 @@ def tokenizer_of(root: Path) -> SentencePieceTokenizer | None:
     """The tokenizer that lies with a set of shards: `tokenizer.model`, or that in the folder `tokenizer`."""
     places = (root / "tokenizer.model", root / "tokenizer" / "tokenizer.model")
     return next((SentencePieceTokenizer(path) for path in places if path.is_file()), None)
+
+
+def silent(tokenizer: Tokenizer, vocab: int) -> list[int]:
+    """The pieces that no answer says: reserved ones but its end, and those of a `vocab` larger than the tokenizer's."""
+    return [*(piece for piece in tokenizer.reserved() if piece != tokenizer.end), *range(tokenizer.size, vocab)]

@@ -22,7 +22,7 @@ Pair = tuple[Sample, int]  # two answers to one prompt, and which of them is the
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One turn on its own: all that was shown up to it and the question, and what is to be said."""
+    """One turn on its own: all that was shown up to it and the question, and what is to be said, a wording a line."""
 
     sample: Sample
     number: int
@@ -41,17 +41,22 @@ class Asked:
 
 
 def questions(sample: Sample) -> Iterator[Asked]:
-    """The turns of a conversation that have an answer, without the answers before."""
+    """The turns of a conversation that have an answer, without the answers before; a prompt that has a check."""
+    if sample.check:
+        yield Asked(sample, 0, _kind(sample.parts), sample.parts, sample.check)
     shown: list[Part] = []
     asked: list[Part] = []
     for number, part in enumerate(sample.parts):
         if part.role == "assistant":
             if part.text and asked:
-                kind = next((p.kind for p in asked if p.kind), None) or UNNAMED
-                yield Asked(sample, number, kind, (*shown, *asked), part.text)
+                yield Asked(sample, number, _kind(asked), (*shown, *asked), part.text)
             asked = []
         else:
             (asked if part.type == "text" else shown).append(dataclasses.replace(part, role="user"))
+
+
+def _kind(asked: Sequence[Part]) -> str:
+    return next((part.kind for part in asked if part.type == "text" and part.kind), None) or UNNAMED
 
 
 def answers(
@@ -71,7 +76,7 @@ def answers(
     if len(chosen) < 2:
         raise Lacking(f"fewer than two questions in conversations in split {bench.split!r}")
     common = _commonest(bench, source)
-    right = [(asked.answer,) for asked in chosen]
+    right = [asked.answer.splitlines() for asked in chosen]
     values = exact(_say(bench, chosen, max_new), right)
     beside = {
         "blank input": exact(_say(bench, [_blank(bench, asked) for asked in chosen], max_new), right),
@@ -90,7 +95,7 @@ def answers(
                     f"about {group}, exact" if name == "modality" else f"{group}, exact",
                     values[rows],
                     tuple(_cluster(chosen[i]) for i in rows),
-                    float(exact([answer for (answer,) in others], [right[i] for i in rows]).mean()),
+                    float(exact([answer for answer, *_ in others], [right[i] for i in rows]).mean()),
                     {baseline: of_each[rows] for baseline, of_each in beside.items()},
                 )
             )

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmfusion.wording import says
+
 
 def exact(said: Sequence[str], right: Sequence[Sequence[str]]) -> np.ndarray:
     """1 where what was said is one of the right wordings, but for case and white space, [n]."""
-    return np.array([float(_plain(s) in {_plain(r) for r in names}) for s, names in zip(said, right, strict=True)])
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return np.array([float(says(s, names)) for s, names in zip(said, right, strict=True)])
 
 
 def chrf(said: Sequence[str], right: Sequence[Sequence[str]]) -> np.ndarray:

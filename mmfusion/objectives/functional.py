@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,9 +49,16 @@ def captioning_loss(hidden: Tensor, unembedding: Tensor, labels: Tensor, label_s
     return F.cross_entropy(logits, labels[labelled], reduction="none", label_smoothing=label_smoothing)
 
 
-def log_probability(hidden: Tensor, unembedding: Tensor) -> Tensor:
-    """log softmax(h Wᵀ) of hidden h[n, D] and unembedding W[V, D], [n, V]: each piece that may come next, in nats."""
-    return _at_least_float32(hidden @ unembedding.T).log_softmax(dim=-1)
+def log_probability(
+    hidden: Tensor, unembedding: Tensor, *, temperature: float = 1.0, banned: Sequence[int] = ()
+) -> Tensor:
+    """log softmax(h Wᵀ / T) of hidden h[n, D] and unembedding W[V, D], [n, V]: each piece that may come next, in nats.
+
+    With a `temperature` T, and -inf for `banned` pieces, it is the distribution that `models.generate` draws from.
+    """
+    logits = _at_least_float32(hidden @ unembedding.T) / temperature
+    never = torch.tensor(banned, dtype=torch.int64, device=logits.device)
+    return logits.index_fill(1, never, -torch.inf).log_softmax(dim=-1)
 
 
 # Losses of pairs. policy, reference and length [n, 2] are the log-probabilities that the model and the reference give

@@ -46,7 +46,7 @@ class Preference(nn.Module):
         rows = batch.rows
         pair = pairs(rows)  # [n, 2]
         now = _next_pieces(outputs, rows)
-        policy, length = _of_answers(_said(now, rows), rows), _of_answers(torch.ones_like(now[:, 0]), rows)
+        policy, length = of_answers(_said(now, rows), rows), of_answers(torch.ones_like(now[:, 0]), rows)
         reference, divergence = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.frozen is not None:
             frozen = self.frozen
@@ -55,8 +55,8 @@ class Preference(nn.Module):
                     reference = self.kept(batch, lambda: log_probability_of_answers(frozen(batch), rows))
                 else:
                     then = _next_pieces(frozen(batch), rows)
-                    reference = _of_answers(_said(then, rows), rows)
-                    divergence = _of_answers(torch.linalg.vecdot(now.exp(), now - then), rows)
+                    reference = of_answers(_said(then, rows), rows)
+                    divergence = of_answers(torch.linalg.vecdot(now.exp(), now - then), rows)
         each, document = of_documents(self.loss(policy[pair], reference[pair], length[pair]), pair, rows)
         gain = (policy - reference)[pair].detach()
         margin = gain[:, 0] - gain[:, 1]
@@ -103,24 +103,24 @@ def of_documents(each: Tensor, pair: Tensor, rows: Rows) -> tuple[Tensor, Tensor
 
 def log_probability_of_answers(outputs: Outputs, rows: Rows) -> Tensor:
     """log p of each answer in nats, [K]."""
-    return _of_answers(_said(_next_pieces(outputs, rows), rows), rows)
+    return of_answers(_said(_next_pieces(outputs, rows), rows), rows)
 
 
-def _labelled(rows: Rows) -> Tensor:
+def answer_places(rows: Rows) -> Tensor:
     """[R, L], the places that must say a piece of an answer; labels at a prompt's places are nobody's."""
     return (rows.labels != IGNORE) & (rows.answer >= 0)
 
 
 def _next_pieces(outputs: Outputs, rows: Rows) -> Tensor:
     """log p of every piece at the n labelled places, [n, V]."""
-    return log_probability(outputs.hidden[_labelled(rows)], outputs.unembedding)
+    return log_probability(outputs.hidden[answer_places(rows)], outputs.unembedding)
 
 
 def _said(each: Tensor, rows: Rows) -> Tensor:
     """Of log p[n, V] those of the pieces that are said, [n]."""
-    return each.gather(1, rows.labels[_labelled(rows)][:, None])[:, 0]
+    return each.gather(1, rows.labels[answer_places(rows)][:, None])[:, 0]
 
 
-def _of_answers(each: Tensor, rows: Rows) -> Tensor:
+def of_answers(each: Tensor, rows: Rows) -> Tensor:
     """Σ over the labelled places of each answer, [n] to [K]."""
-    return each.new_zeros(len(rows.of)).index_add(0, rows.answer[_labelled(rows)], each)
+    return each.new_zeros(len(rows.of)).index_add(0, rows.answer[answer_places(rows)], each)

@@ -26,6 +26,7 @@ from mmfusion.ranks import of_all
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
 from mmfusion.training.reference import Comparing, Frozen
+from mmfusion.training.speaker import Speaker, Speaking
 from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
 
 
@@ -172,6 +173,9 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         data = datamodule_of(self.trainer)
         self.read_with(data.pipeline.tokenizer)
+        for _, objective in self._named_objectives():
+            if isinstance(objective, Speaking):
+                objective.speaker = Speaker(self.model, data.pipeline.tokenizer)
         pieces, vocab = data.pipeline.tokenizer.size, self.model.decoder.vocab
         if pieces > vocab:
             raise DataError(f"model.decoder.vocab={vocab}: data.tokenizer has {pieces} pieces; set it to {pieces}")

@@ -1,15 +1,23 @@
-"""Models that are compared with and never trained."""
+"""Models that are compared with, or judge, and are never trained."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from annotated_types import MinLen
+from torch import Tensor
 
+from mmfusion import checkpoint as checkpoints
 from mmfusion.converters import lora
+from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.objectives.reward import reward_of_answers
 from mmfusion.types import Batch, Outputs
 
 
@@ -39,3 +47,28 @@ class Frozen:
             return self._copy(batch)
         with lora.switched_off(self._model):
             return self._model(batch)
+
+
+class Learned:
+    """What a reward model thinks of answers: a run or checkpoint of `stage=reward` with the vocabulary of this run.
+
+    Raises ValueError for one of another stage. The weights are read when they are first asked for.
+    """
+
+    def __init__(self, *, checkpoint: Annotated[str, MinLen(1)]) -> None:
+        self._folder = checkpoints.locate(Path(checkpoint))
+        stage = json.loads((self._folder / checkpoints.LINEAGE).read_bytes()).get("stage")
+        if stage != "reward":
+            raise ValueError(f"reward.checkpoint: {checkpoint} is of stage {stage}, which gives no rewards")
+        self._piece = SentencePieceTokenizer(self._folder / checkpoints.TOKENIZER).score
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        with torch.random.fork_rng(devices=[]):  # what is drawn for weights that are then read is no part of the run
+            return checkpoints.load(self._folder)[0].eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, view: Batch, said: Sequence[str]) -> Tensor:
+        """The reward [K] of the answers in the rows."""
+        outputs = self._model.to(view.rows.ids.device)(view)
+        return reward_of_answers(outputs, view.rows, self._piece)

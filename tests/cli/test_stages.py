@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mmfusion
-from data_prep import conversations, preferences
+from data_prep import checks, conversations, preferences
 from mmfusion.checkpoint import CheckpointError
 from mmfusion.checkpoint.layout import sha256
 from mmfusion.checkpoint.weights import once
@@ -34,9 +34,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`conversations` and `preferences` about few samples."""
+    """`checks`, `conversations` and `preferences` about few samples."""
     made = tmp_path_factory.mktemp("made")
-    for script in (conversations, preferences):
+    for script in (checks, conversations, preferences):
         script.prepare(made / script.__name__.rpartition(".")[2], few)
     return made
 
@@ -308,3 +308,61 @@ def test_shards_that_are_not_there_are_refused_in_one_line(
     status, told = fails(["stage=finetune", "data.prepare=null", *given, *SHORT], capsys)
     assert status == 1
     assert "no manifest here" in told
+
+
+def prompts_in(folder: Path) -> list[str]:
+    return [f"data.root={folder / 'checks'}", "data.weights=null", "objective.grpo.samples=2"]
+
+
+def test_rewards_are_told_by_kind_of_question_and_plan_counts_the_step(
+    answering: Path, judging: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a reward that a model gives, so that there is always a difference; with a reference."""
+    reward = ["objective.grpo.reward._target_=mmfusion.training.reference.Learned"]
+    reward += [f"objective.grpo.reward.checkpoint={judging}", "objective.grpo.beta=0.1"]
+    given = ["stage=policy", f"checkpoint={answering}", *prompts_in(folder), *reward]
+    assert main(["plan", *given]) == 0
+    assert "objective.grpo" in capsys.readouterr().out
+    run = tmp_path / "run"
+    assert main(["train", *given, *SHORT, "optim.lr=0.05", "scheduler=constant", f"paths.run={run}"]) == 0
+    history = read_history(run / "metrics.csv")
+    told = {name for name in history if name.startswith(("train/policy", "val/policy"))}
+    for name in ("reward", "pieces", "entropy", "kl"):
+        assert {f"train/policy/{name}", f"val/policy/{name}"} <= told
+    assert {"train/policy/clipped", "train/policy/even"} <= told
+    assert any(name.startswith("train/policy/reward/") for name in told)
+    assert history["train/policy/kl"][1][0] == pytest.approx(0, abs=1e-5)
+    assert history["val/policy"][1][0] == pytest.approx(-history["val/policy/reward"][1][0])
+    adapter = load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors")
+    assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_only_a_reward_model_gives_rewards(answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reward = ["objective.grpo.reward._target_=mmfusion.training.reference.Learned"]
+    reward += [f"objective.grpo.reward.checkpoint={answering}"]
+    given = ["stage=policy", f"checkpoint={answering}", *prompts_in(folder), *reward]
+    status, told = fails([*given, *SHORT], capsys)
+    assert status == 1
+    assert "is of stage finetune, which gives no rewards" in told
+
+
+def test_stopped_between_two_visits_a_policy_goes_on_to_the_same_adapter(
+    answering: Path, judging: Path, folder: Path, tmp_path: Path
+) -> None:
+    """After two of three updates from one drawing of answers."""
+    reward = ["objective.grpo.reward._target_=mmfusion.training.reference.Learned"]
+    reward += [f"objective.grpo.reward.checkpoint={judging}", "data.visits=3", "optim.lr=0.05", "scheduler=constant"]
+    given = ["stage=policy", f"checkpoint={answering}", *prompts_in(folder), *reward, *SMALL]
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    for run in runs:
+        assert main(["train", *given, "trainer.limit_val_batches=0", f"paths.run={run}", "steps=4"]) == 0
+    stopped = runs[1]
+    for file in (*stopped.glob("checkpoint/**/*"), stopped / "report.html"):
+        if file.is_file():
+            file.unlink()
+    (stopped / "resume" / "step=4.ckpt").unlink()
+    assert main(["train", f"resume={stopped}", "--allow", "mmfusion.training.reference.Learned"]) == 0
+    adapters = [load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors") for run in runs]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    clipped = read_history(stopped / "metrics.csv")["train/policy/clipped"][1]
+    assert clipped[0] == 0

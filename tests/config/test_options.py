@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from data_prep import conversations, preferences
+from data_prep import checks, conversations, preferences
 from mmfusion import config
 from mmfusion.cli.main import main
 from mmfusion.cli.session import settled
@@ -27,6 +27,7 @@ SHORTER = {"debug=find_lr": ["callbacks.find_lr.steps=21"]}  # it takes its own 
 RECIPES = ("experiment", "debug", "stage")  # change anything, so each is stepped alone
 # Data that is made, here of the few samples.
 MADE = {"stage=finetune": conversations, "stage=preference": preferences, "stage=reward": preferences}
+MADE |= {"stage=policy": checks, "data=checks": checks}
 MADE |= {"data=conversations": conversations, "data=preferences": preferences}
 OPTIONS = config.listing()
 # Groups from which several options are chosen at once, with those chosen.

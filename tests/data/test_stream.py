@@ -137,7 +137,7 @@ def test_more_workers_than_shards_is_an_error_without_a_hang(mixed: Path, tokeni
 
 
 def test_a_stream_cannot_be_mixed(mixed: Path, tokenizer_path: Path) -> None:
-    for how in ({"weights": {"pictures": 1.0}}, {"cycle_steps": 2}):
+    for how in ({"weights": {"pictures": 1.0}}, {"cycle_steps": 2}, {"visits": 2}):
         with pytest.raises(ValueError, match=r"need data\.reader=indexed"):
             module(mixed, tokenizer_path, reader="webdataset", **how)
 
@@ -173,6 +173,14 @@ def test_cycle_steps_repeats_the_first(mixed: Path, tokenizer_path: Path) -> Non
     assert_same(steps[:2], list(module(mixed, tokenizer_path).steps(0, 2)))
     assert_same(steps[2:4], steps[:2])
     assert_same(steps[4:], steps[:1])
+
+
+def test_visits_meet_the_same_samples_so_many_steps_in_a_row(mixed: Path, tokenizer_path: Path) -> None:
+    steps = list(module(mixed, tokenizer_path, visits=2).steps(0, 4))
+    assert [step.batches[0].visit for step in steps] == [(0, 2), (1, 2)] * 2
+    plain = list(module(mixed, tokenizer_path).steps(0, 2))
+    assert [step.batches[0].keys for step in steps] == [plain[i].batches[0].keys for i in (0, 0, 1, 1)]
+    assert torch.equal(steps[0].batches[0].seeds, steps[1].batches[0].seeds)
 
 
 def test_seeds_concepts_and_keys_belong_together(mixed: Path, tokenizer_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from tiny_multimodal import BEGIN, END, VOCAB, pack, texts, tiny_batch, tiny_model
 from torch import Tensor
 
-from mmfusion.models.generate import choose, generate, one_document_a_row, stream
+from mmfusion.models.generate import choose, generate, stream
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.rows import answered, one_document_a_row
 from mmfusion.types import IGNORE, Batch
 
 
@@ -137,12 +138,12 @@ def logits(*probabilities: float) -> Tensor:
 @pytest.mark.parametrize(
     ("top_p", "dice", "expected"),
     [
-        (1.0, 0.0, 2),  # sorted: piece 2 (.5), 0 (.3), 1 (.2)
-        (1.0, 0.49, 2),
-        (1.0, 0.51, 0),
-        (1.0, 0.79, 0),
-        (1.0, 0.81, 1),
-        (0.6, 0.62, 2),  # .5 and .3 stay; 2 has .625 of them
+        (1.0, 0.0, 0),  # in the vocabulary's order
+        (1.0, 0.29, 0),
+        (1.0, 0.31, 1),
+        (1.0, 0.49, 1),
+        (1.0, 0.51, 2),
+        (0.6, 0.62, 2),  # sorted: piece 2 (.5), 0 (.3), 1 (.2); .5 and .3 stay; 2 has .625 of them
         (0.6, 0.63, 0),
         (0.6, 0.99, 0),
         (0.4, 0.99, 2),
@@ -154,7 +155,7 @@ def test_sampling_by_hand(top_p: float, dice: float, expected: int):
 
 def test_temperature_by_hand():
     """At temperature 1/2 probabilities .2 and .4 become 1/5 and 4/5."""
-    for dice, expected in ((0.79, 1), (0.81, 0)):
+    for dice, expected in ((0.19, 0), (0.21, 1)):
         assert choose(logits(0.2, 0.4), 0.5, 1.0, torch.tensor([dice])).tolist() == [expected]
     assert choose(logits(0.2, 0.4), 0.0, 1.0, torch.tensor([0.99])).tolist() == [1]
 
@@ -171,3 +172,43 @@ def test_dice_never_fall_outside():
     for top_p in (0.1, 0.5, 0.9, 1.0):
         piece = choose(many, 1.0, top_p, highest)
         assert ((piece >= 0) & (piece < 50)).all()
+
+
+def test_several_answers_to_one_prompt_are_those_to_as_many_prompts():
+    """Three answers to each of five documents, drawn together, are those drawn to each alone with its seed."""
+    model, batch = tiny_model().double(), double(prompts())
+    rows = one_document_a_row(batch.rows)
+    how: dict = {"end": END, "max_new": 6, "temperature": 1.5}
+    runs: list[int] = []
+    model.decoder.register_forward_hook(lambda module, given, made: runs.append(len(made)))
+    several = generate(model, batch, samples=3, seeds=[7, 8, 9, 10, 11], **how)
+    assert runs[0] == len(rows.owner) == 5
+    assert len({tuple(pieces) for pieces in several}) > 5
+    for k in range(5):
+        one = {name: getattr(rows, name)[k : k + 1] for name in ("ids", "labels", "position", "slot")}
+        document = torch.where(rows.document[k : k + 1] >= 0, 0, -1)
+        alone = dataclasses.replace(rows, document=document, answer=document, owner=rows.owner[k : k + 1], **one)
+        own = generate(model, dataclasses.replace(batch, rows=alone), samples=3, seed=7 + k, **how)
+        assert own == several[3 * k : 3 * k + 3]
+
+
+def test_what_a_view_says_of_answers_is_what_they_were_drawn_from():
+    """The likeliest answer, each of whose pieces has the highest probability at its place behind the shared prompt."""
+    model, batch = tiny_model().double(), double(prompts())
+    said = generate(model, batch, end=END, max_new=6, samples=2, temperature=1.0, seeds=range(5))
+    best = generate(model, batch, end=END, max_new=6)
+    both = [[*(best[k] if way else said[2 * k]), END] for k in range(5) for way in range(2)]
+    view = dataclasses.replace(batch, rows=answered(one_document_a_row(batch.rows), both))
+    outputs = model(view)
+    logits = outputs.hidden @ outputs.unembedding.T
+    for k in range(5):
+        here = (view.rows.answer == 2 * k + 1) & (view.rows.labels != IGNORE)
+        likeliest = logits[here].argmax(dim=-1).tolist()
+        assert likeliest[: len(best[k])] == best[k]
+        apart = [[*answer] for answer in both[2 * k : 2 * k + 2]]
+        for way, answer in enumerate(apart):
+            alone = answered(one_document_a_row(batch.rows), [answer if d == k else [END] for d in range(5)])
+            of_one = model(dataclasses.replace(batch, rows=alone))
+            there = (alone.answer == k) & (alone.labels != IGNORE)
+            here = (view.rows.answer == 2 * k + way) & (view.rows.labels != IGNORE)
+            torch.testing.assert_close(outputs.hidden[here], of_one.hidden[there])

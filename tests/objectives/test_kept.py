@@ -38,8 +38,8 @@ def asked(samples: list[int], parts: dict[int, Patches], length: int = 24) -> Ba
     made = {name: torch.tensor(values) for name, values in rows.items()}
     score = torch.tensor([1.0, 0.0]).repeat(len(samples))
     shown = [parts[sample] for sample in samples]
-    picture = Patches(*(torch.cat([getattr(one, f) for one in shown]) for f in ("values", "coords", "valid")),
-                      torch.arange(len(samples)))  # fmt: skip
+    joined = {f: torch.cat([getattr(one, f) for one in shown]) for f in ("values", "coords", "valid")}
+    picture = Patches(**joined, owner=torch.arange(len(samples)))
     dummy = dataclasses.replace(series([1], [-1]))
     return Batch(
         {"image": picture, "sensor": dummy},

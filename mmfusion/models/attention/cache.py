@@ -24,6 +24,10 @@ class LayerCache:
         self._length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
+    def repeat(self, times: int) -> None:
+        self._keys = self._keys.repeat_interleave(times, dim=0)
+        self._values = self._values.repeat_interleave(times, dim=0)
+
 
 class Cache:
     """The memory of a stack of attention layers.
@@ -49,3 +53,12 @@ class Cache:
         self._document = torch.cat([self._document, places.document], dim=1)
         self._position = torch.cat([self._position, places.position], dim=1)
         return Places(self._document, self._position)
+
+    def repeat(self, times: int) -> None:
+        """Each row so many times, side by side: one prompt goes on in several ways."""
+        if times == 1:
+            return
+        for layer in self.layers:
+            layer.repeat(times)
+        self._document = self._document.repeat_interleave(times, dim=0)
+        self._position = self._position.repeat_interleave(times, dim=0)
