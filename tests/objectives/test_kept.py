@@ -39,7 +39,7 @@ def asked(samples: list[int], parts: dict[int, Patches], length: int = 24) -> Ba
     score = torch.tensor([1.0, 0.0]).repeat(len(samples))
     shown = [parts[sample] for sample in samples]
     joined = {f: torch.cat([getattr(one, f) for one in shown]) for f in ("values", "coords", "valid")}
-    picture = Patches(**joined, owner=torch.arange(len(samples)))
+    picture = Patches(joined["values"], joined["coords"], joined["valid"], torch.arange(len(samples)))
     dummy = dataclasses.replace(series([1], [-1]))
     return Batch(
         {"image": picture, "sensor": dummy},
