@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfusion.objectives.preference import Preference, log_probability_of_answers, pairs, tell
-from mmfusion.ranks import of_all
+from mmfusion.ranks import rows_of_all
 from mmfusion.types import IGNORE, Batch, Loss, Modality, Outputs, Rows
 
 
@@ -69,9 +69,9 @@ class Kto(nn.Module):
 
     def _mean(self, each: Tensor) -> Tensor:
         """The mean of all ranks' values, 0 of none; in validation of this rank's, which has batches of its own."""
-        own = (each.sum().item(), len(each))
-        everyone = of_all(own) if self.training else [own]
-        return each.new_tensor(sum(total for total, _ in everyone) / max(1, sum(count for _, count in everyone)))
+        own = torch.stack([each.sum(), torch.ones_like(each).sum()])[None]
+        total, count = (rows_of_all(own) if self.training else own).sum(dim=0)
+        return total / count.clamp(min=1)
 
 
 def judged(rows: Rows) -> Tensor:
