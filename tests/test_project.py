@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import mmfusion
-from data_prep import conversations, preferences
+from data_prep import checks, conversations, preferences
 from experiments.first_hour import own_data
 from mmfusion.cli.main import main
 
@@ -124,10 +124,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path, few: Path
     assert main(["train", *given, *small]) == 0
     for run in ("quickstart/TIME", "answers", "better"):
         shutil.copytree(one_step_run, folder / "runs" / run)
-    for script in (conversations, preferences):
+    for script in (checks, conversations, preferences):
         script.prepare(folder / script.__name__.rpartition(".")[2], few)
-    names = ("own", "shards", "conversations", "preferences", "runs/mine", "runs/quickstart/TIME", "runs/answers",
-             "runs/better", "runs", "stats.html", "samples.html", "schema.json",
+    names = ("own", "shards", "checks", "conversations", "preferences", "runs/mine", "runs/quickstart/TIME",
+             "runs/answers", "runs/better", "runs", "stats.html", "samples.html", "schema.json",
              "embeddings.parquet")  # fmt: skip
     return {name: folder / name for name in names}
 
@@ -164,7 +164,8 @@ def test_every_command_of_the_readme_runs(
         words = [word for word in words if not word.startswith(("paths.run=", "steps="))]
         words += ["evaluation=none", "data.workers=0", "data.batch_size=16", f"paths.run={tmp_path / 'run'}"]
         words += [] if "debug=one_step" in words else ["debug=one_step"]
-    made = {"stage=finetune": "conversations", "stage=preference": "preferences"}
+    made = {"stage=finetune": "conversations", "stage=preference": "preferences", "stage=reward": "preferences",
+            "stage=policy": "checks"}  # fmt: skip
     for stage in [word for word in words if word in made]:
         words += [f"data.root={home[made[stage]]}", "data.weights=null"]
     if words[0] == "plan":
