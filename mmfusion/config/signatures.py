@@ -94,12 +94,17 @@ def classes(hint: Any) -> tuple[type, ...]:
     found = []
     for option in options(hint):
         if get_origin(option) is Callable:
-            found += classes(get_args(option)[-1])
+            found += classes(_returned(option))
         elif option is Any or not inspect.isclass(option) or getattr(option, "_is_protocol", False):
             return ()
         elif option is not type(None):
             found.append(option)
     return tuple(found)
+
+
+def _returned(hint: Any) -> Any:
+    """What a `Callable[..., X]` returns; a bare `Callable` says nothing of it."""
+    return (get_args(hint) or (Any,))[-1]
 
 
 def makes(target: Callable[..., object], expected: tuple[type, ...]) -> bool:
@@ -110,7 +115,7 @@ def makes(target: Callable[..., object], expected: tuple[type, ...]) -> bool:
 
 def takes_partial(option: Any) -> bool:
     """Whether a node is left for its receiver to call; a factory without arguments is made by `build_arguments`."""
-    return get_origin(option) is Callable and get_args(option)[0] != []
+    return get_origin(option) is Callable and get_args(option)[:1] != ([],)
 
 
 def dataclass_in(hint: Any) -> type | None:
@@ -130,7 +135,7 @@ def described(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(repr(value) for value in get_args(hint))
     if get_origin(hint) is Callable:
-        return described(get_args(hint)[-1])
+        return described(_returned(hint))
     if inner := get_args(hint):
         name = "mapping to" if issubclass(get_origin(hint), Mapping) else "list of"
         return f"{name} {described(item_hint(hint))}"

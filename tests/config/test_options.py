@@ -2,7 +2,7 @@
 
 A new YAML file is covered by being there. One that needs more than a laptop says so in the comment at its top
 (`# needs: gpu`) and is not stepped; nor is one that starts processes (`# needs: processes`), which this one is not
-the program of: see tests/cli/test_ranks.py. A key it needs (`# needs: checkpoint`) is given here.
+the program of: see tests/cli/test_ddp.py. A key it needs (`# needs: checkpoint`) is given here.
 """
 
 from __future__ import annotations

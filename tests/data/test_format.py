@@ -59,13 +59,11 @@ def series(draw: st.DrawFn) -> Part:
 
 parts = st.lists(texts | media | series(), min_size=1, max_size=4).map(tuple)
 common = {"labels": st.dictionaries(name, word, max_size=3), "source": st.none() | word, "licence": st.none() | word}
-samples = st.builds(Sample, key=name, parts=parts, **common) | st.builds(
-    Sample,
-    key=name,
-    parts=parts,
-    answers=st.lists(st.builds(Answer, parts=parts, score=number), max_size=2).map(tuple),
-    check=st.none() | word,
-    **common,
+answers = st.lists(st.builds(Answer, parts=parts, score=number), max_size=3).map(tuple)
+samples = (
+    st.builds(Sample, key=name, parts=parts, **common)
+    | st.builds(Sample, key=name, parts=parts, answers=answers, **common)
+    | st.builds(Sample, key=name, parts=parts, answers=st.just(()), check=word, **common)
 )
 
 

@@ -60,7 +60,8 @@ SAMPLES = (
     Sample(key="many", parts=(picture(8, 8), *(text(f"word {i}", lang="en") for i in range(30))), source="a"),
     Sample(key="palm", parts=(series(800, 16),), labels={HOSTILE: HOSTILE}, source=HOSTILE),
     Sample(key="talk", parts=(text("What?", role="user"), text("This " * 300, role="assistant")), source="b"),
-    Sample(key="choice", parts=(text("Which?"),), source="b", check="exact",
+    Sample(key="open", parts=(text("What is it?"),), source="b", check="a cat", answers=()),
+    Sample(key="choice", parts=(text("Which?"),), source="b",
            answers=(Answer(parts=(text("One."),), score=1.0), Answer(parts=(clip(WAVE[:800]),), score=-0.5))),
     Sample(key="unit", parts=(series(9, 1, "furlong"),), source="b"),
     Sample(key="cut", parts=(Part(type="image", file="png", data=picture(99, 99).data[:90]),), source="b"),  # pyright: ignore[reportOptionalSubscript]
@@ -127,7 +128,7 @@ def test_a_preference_shows_prompt_answers_and_scores(page: Page, cards: dict[st
     assert [block.text for block in choice.prompt] == ["Which?"]
     assert [(score, blocks[0].part.type) for score, blocks in choice.answers] == [(1.0, "text"), (-0.5, "audio")]
     assert "score -0.5" in page.text
-    assert "Checked by exact" in page.text
+    assert "Right to say: a cat" in page.text
 
 
 def test_what_cannot_be_used_is_shown_with_its_reason(page: Page, cards: dict[str, data_page.Card]) -> None:

@@ -29,8 +29,9 @@ def built(*overrides: str) -> TrainingModule:
 
 def test_an_encoder_that_no_objective_reads_is_frozen() -> None:
     module = built("~objective.contrastive")
-    frozen = {name.split(".")[2] for name, p in module.named_parameters() if not p.requires_grad}
-    assert frozen == {"text"}  # captions are the decoder's own
+    frozen = {tuple(name.split(".")[1:3]) for name, p in module.named_parameters() if not p.requires_grad}
+    heads = {("heads", name) for name in module.model.heads}
+    assert frozen == {("encoders", "text"), *heads}  # captions are the decoder's own, and no embedding is read
     assert not any(p is q for group in ParameterGroups()(module) for p in group["params"]
                    for q in module.model.encoders["text"].parameters())  # fmt: skip
 
