@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mmfusion.objectives.functional import log_probability
+from mmfusion.objectives.functional import captioning_loss, log_probability
 from mmfusion.objectives.kept import Kept
 from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
 
@@ -22,7 +22,7 @@ class Preference(nn.Module):
 
     Beside the loss it tells, by source too: the share of pairs whose chosen answer gained more on the reference than
     the rejected one (`accuracy`, ties are wrong), by how many nats (`margin`), the log-probabilities of both, their
-    lengths in pieces, and the divergence from the reference at each piece of the answers (`kl`, in nats).
+    lengths in pieces, and the divergence from the reference at each piece of the chosen one (`kl`, in nats).
 
     With `keep` the reference's log-probabilities are remembered (`Kept`), so that later passes over samples that are
     not augmented do without it; then no `kl` is told, which needs all that it would have said.
@@ -45,8 +45,8 @@ class Preference(nn.Module):
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
         rows = batch.rows
         pair = pairs(rows)  # [n, 2]
-        now = _next_pieces(outputs, rows)
-        policy, length = of_answers(_said(now, rows), rows), of_answers(torch.ones_like(now[:, 0]), rows)
+        policy = log_probability_of_answers(outputs, rows)
+        length = of_answers(torch.ones_like(rows.labels[answer_places(rows)], dtype=policy.dtype), rows)
         reference, divergence = torch.zeros_like(policy), torch.zeros_like(policy)
         if self.frozen is not None:
             frozen = self.frozen
@@ -54,9 +54,9 @@ class Preference(nn.Module):
                 if self.kept is not None:
                     reference = self.kept(batch, lambda: log_probability_of_answers(frozen(batch), rows))
                 else:
-                    then = _next_pieces(frozen(batch), rows)
-                    reference = of_answers(_said(then, rows), rows)
-                    divergence = of_answers(torch.linalg.vecdot(now.exp(), now - then), rows)
+                    then = frozen(batch)
+                    reference = log_probability_of_answers(then, rows)
+                    divergence = _divergence(outputs, then, rows, pair[:, 0])
         each, document = of_documents(self.loss(policy[pair], reference[pair], length[pair]), pair, rows)
         gain = (policy - reference)[pair].detach()
         margin = gain[:, 0] - gain[:, 1]
@@ -67,7 +67,7 @@ class Preference(nn.Module):
             "rejected": policy[pair[:, 1]].detach(),
             "chosen_pieces": length[pair[:, 0]],
             "rejected_pieces": length[pair[:, 1]],
-            "kl": (divergence[pair].sum(dim=1) / length[pair].sum(dim=1)),
+            "kl": divergence[pair[:, 0]] / length[pair[:, 0]],
         }
         if self.kept is not None:
             del told["kl"]
@@ -103,22 +103,20 @@ def of_documents(each: Tensor, pair: Tensor, rows: Rows) -> tuple[Tensor, Tensor
 
 def log_probability_of_answers(outputs: Outputs, rows: Rows) -> Tensor:
     """log p of each answer in nats, [K]."""
-    return of_answers(_said(_next_pieces(outputs, rows), rows), rows)
+    labels = torch.where(answer_places(rows), rows.labels, IGNORE)
+    return of_answers(-captioning_loss(outputs.hidden, outputs.unembedding, labels), rows)
+
+
+def _divergence(now: Outputs, then: Outputs, rows: Rows, answers: Tensor) -> Tensor:
+    """KL(now ‖ then) of the next pieces, summed over the places of some of the answers, [K]; 0 for the others."""
+    places = answer_places(rows) & torch.isin(rows.answer, answers)
+    p, q = (log_probability(one.hidden[places], one.unembedding) for one in (now, then))
+    return p.new_zeros(len(rows.of)).index_add(0, rows.answer[places], torch.linalg.vecdot(p.exp(), p - q))
 
 
 def answer_places(rows: Rows) -> Tensor:
     """[R, L], the places that must say a piece of an answer; labels at a prompt's places are nobody's."""
     return (rows.labels != IGNORE) & (rows.answer >= 0)
-
-
-def _next_pieces(outputs: Outputs, rows: Rows) -> Tensor:
-    """log p of every piece at the n labelled places, [n, V]."""
-    return log_probability(outputs.hidden[answer_places(rows)], outputs.unembedding)
-
-
-def _said(each: Tensor, rows: Rows) -> Tensor:
-    """Of log p[n, V] those of the pieces that are said, [n]."""
-    return each.gather(1, rows.labels[answer_places(rows)][:, None])[:, 0]
 
 
 def of_answers(each: Tensor, rows: Rows) -> Tensor:
