@@ -9,7 +9,7 @@ import pytest
 from data_prep.common import SAMPLE
 from data_prep.conversations import CATEGORIES, FORMS, KINDS_OF_THINGS, LANGUAGES
 from data_prep.derived import SPLITS
-from data_prep.preferences import preferences
+from data_prep.preferences import WRONG, preferences
 from mmfusion.data.shards import ShardSet
 from mmfusion.types import Sample
 
@@ -87,3 +87,16 @@ def test_another_language_is_another_name_of_the_same(pairs: dict[str, list[Samp
         assert rejected in called.values()
         checked += 1
     assert checked > 1000
+
+
+def test_in_training_a_picture_is_named_against_several_of_its_like(pairs: dict[str, list[Sample]]) -> None:
+    """Each wrong answer once, and none of them right; elsewhere there is one."""
+    for sample in pairs["train"]:
+        assert sample.answers is not None
+        (right,) = [answer.parts[0].text for answer in sample.answers if answer.score == 1]
+        wrong = [answer.parts[0].text for answer in sample.answers if answer.score == 0]
+        assert 1 <= len(wrong) <= WRONG
+        assert len({right, *wrong}) == 1 + len(wrong)
+    counted = Counter(len(sample.answers or ()) for sample in pairs["train"] if sample.source == "near-name")
+    assert counted.most_common(1)[0][0] == 1 + WRONG
+    assert {len(sample.answers or ()) for split in ("validation", "test") for sample in pairs[split]} == {2}
