@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -132,6 +133,8 @@ def train(
         default_root_dir=run,
     )
     _validate_by_steps(fitter)
+    if fitter.world_size > 1 and HydraConfig.initialized():  # others would repeat its command, -m and all
+        raise ConfigError(["trainer.devices: a run of -m has one process; leave out -m, or set trainer=default"])
     if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
     began = time.monotonic()

@@ -73,6 +73,13 @@ def test_a_rank_that_is_ended_ends_the_run(
         assert runs.read(run).status.state == "stopped"
 
 
+def test_a_run_of_a_sweep_has_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["trainer=ddp", "seed=0,1", "steps=1", *SMALL, f"paths.runs={tmp_path}"]
+    assert main(["train", "-m", *how]) == 1
+    assert capsys.readouterr().err.count("mmfusion: trainer.devices: a run of -m has one process; leave out -m") == 2
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
 def test_ranks_that_another_program_starts_must_be_given_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"paths.run: give the run's folder"):
