@@ -27,7 +27,7 @@ def checks(root: Path, split: str) -> Iterator[Sample]:
             if asked.kind in KINDS:
                 key = f"{talk.key}-{asked.kind}-{asked.number}"
                 yield dataclasses.replace(
-                    talk, key=key, parts=asked.prompt, answers=(), check=asked.answer, source=asked.kind
+                    talk, key=key, parts=asked.prompt, answers=(), check="\n".join(asked.right), source=asked.kind
                 )
 
 

@@ -36,8 +36,11 @@ def rows_of_all(x: Tensor) -> Tensor:
 
     All ranks must call it, and go back through it, as often as each other.
     """
-    lengths = of_all(len(x))
-    return x if len(lengths) == 1 else _Rows.apply(x, lengths)
+    if not together():
+        return x
+    if not x.requires_grad:  # as objects: of a batch that is not on its device yet, the backend may know nothing
+        return torch.cat([rows.to(x.device) for rows in of_all(x.cpu())])
+    return _Rows.apply(x, of_all(len(x)))
 
 
 class _Rows(torch.autograd.Function):

@@ -208,7 +208,7 @@ class Batch(_Movable):
 
     concept[B] int64: a stable hash of the concept label, equal = positives for each other; without a label the position
     in the global order. seeds[B] int64: of (seed, position), the only randomness that objectives may use in `views`.
-    counts: per objective, this rank's sum over the step's micro-batches (filled by the loader before the first one).
+    counts: per objective, the sum over the step's micro-batches of all ranks (filled by the loader before the first).
     skipped: how many samples of the stripe were holes, by reason. sources: where each of the samples is from. checks:
     what is right to say to each of the samples that is an open prompt. visit: (i, n), this is step i, from 0, of n in a
     row that meet the same samples.

@@ -86,6 +86,12 @@ def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
     ]
     if differing:
         raise CheckpointError(f"checkpoint={folder}: of another model: {'; '.join(differing)}; set the same")
+    check_vocabulary(folder, tokenizer)
+
+
+def check_vocabulary(folder: Path, tokenizer: Path) -> None:
+    """Raises CheckpointError if a checkpoint has another vocabulary than `tokenizer`."""
+    folder = locate(folder)
     if tokenizer.is_file() and sha256(folder / TOKENIZER) != sha256(tokenizer):
         remedy = f"data.tokenizer={folder / TOKENIZER}"
         raise CheckpointError(f"checkpoint={folder}: has another vocabulary than {tokenizer}; set {remedy}")

@@ -6,6 +6,7 @@ The first rank makes the folder, writes and prints; Lightning starts the others 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -25,6 +26,7 @@ RUN = "MMFUSION_RUN"  # the run's folder, in the environment of the processes th
 # What Lightning's launcher leaves there, which would make the next run in this process one of the others.
 LEFT = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DYING_S = 5.0
+_LOST = re.compile(r"onnection (closed|reset|refused)|broken pipe|gloo|nccl", re.IGNORECASE)  # what a backend says then
 
 
 class LostRank(UserError):
@@ -69,7 +71,7 @@ def watching(fitter: pl.Trainer) -> Iterator[None]:
         yield
     except BaseException as error:
         others = _taken_over(fitter)
-        dead = _first_dead(others) if isinstance(error, RuntimeError) else None
+        dead = _first_dead(others) if isinstance(error, RuntimeError) and _LOST.search(str(error)) else None
         for process in others:
             process.terminate()
         for process in others:

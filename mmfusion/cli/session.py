@@ -21,6 +21,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
@@ -47,6 +48,7 @@ from mmfusion.training.callbacks import StopBetweenSteps
 from mmfusion.training.health import without_gradient
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import ParameterGroups
+from mmfusion.training.reference import Learned
 from mmfusion.types import DataError
 
 # What `train` itself gives the trainer, and the key that says it.
@@ -135,6 +137,8 @@ def train(
     _validate_by_steps(fitter)
     if fitter.world_size > 1 and HydraConfig.initialized():  # others would repeat its command, -m and all
         raise ConfigError(["trainer.devices: a run of -m has one process; leave out -m, or set trainer=default"])
+    if fitter.world_size > 1 and isinstance(fitter.strategy, ModelParallelStrategy):
+        raise ConfigError(["trainer.strategy: weights are not divided over devices yet; set trainer=ddp"])
     if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
     began = time.monotonic()
@@ -340,4 +344,7 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     _try_optimizer(tree)
     if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
+    for _, node in config.nodes(tree["objective"], "objective"):
+        if node.get("_target_") == f"{Learned.__module__}.{Learned.__qualname__}":
+            checkpoint.check_vocabulary(Path(node["checkpoint"]), Path(tree["data"]["tokenizer"]))
     return tree

@@ -95,8 +95,9 @@ def lay_out(tokenizer: Tokenizer, document: Document, tokens: Mapping[int, tuple
     """A document from left to right; the one place that knows how.
 
     `tokens` has the modality and the slots of each part that is shown. labels are shifted: what the next place must
-    say, IGNORE wherever that is not the assistant's. Each of several answers goes on where the prompt ends, and begins
-    with an <|assistant|> of its own: one place cannot say the first piece of each.
+    say, IGNORE wherever that is not the assistant's, and all over a prompt that waits for an answer. Each of several
+    answers goes on where the prompt ends, and begins with an <|assistant|> of its own: one place cannot say the first
+    piece of each.
     """
     laid = Laid()
     said: list[bool] = []  # by the assistant
@@ -129,7 +130,8 @@ def lay_out(tokenizer: Tokenizer, document: Document, tokens: Mapping[int, tuple
         put([tokenizer.assistant])
         put([*pieces, tokenizer.end], by_assistant=True)
     following = zip(laid.ids[1:], said[1:], strict=True)
-    laid.labels = [piece if by_assistant else IGNORE for piece, by_assistant in following] + [IGNORE]
+    waits = not document.answers and document.turns[-1].answer is None
+    laid.labels = [piece if by_assistant and not waits else IGNORE for piece, by_assistant in following] + [IGNORE]
     return laid
 
 

@@ -22,13 +22,13 @@ Pair = tuple[Sample, int]  # two answers to one prompt, and which of them is the
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One turn on its own: all that was shown up to it and the question, and what is to be said, a wording a line."""
+    """One turn on its own: all that was shown up to it and the question, and what is right to say, in any wording."""
 
     sample: Sample
     number: int
     kind: str
     prompt: tuple[Part, ...]
-    answer: str
+    right: tuple[str, ...]
 
     @property
     def shown(self) -> tuple[Part, ...]:
@@ -43,13 +43,13 @@ class Asked:
 def questions(sample: Sample) -> Iterator[Asked]:
     """The turns of a conversation that have an answer, without the answers before; a prompt that has a check."""
     if sample.check:
-        yield Asked(sample, 0, _kind(sample.parts), sample.parts, sample.check)
+        yield Asked(sample, 0, _kind(sample.parts), sample.parts, tuple(sample.check.splitlines()))
     shown: list[Part] = []
     asked: list[Part] = []
     for number, part in enumerate(sample.parts):
         if part.role == "assistant":
             if part.text and asked:
-                yield Asked(sample, number, _kind(asked), (*shown, *asked), part.text)
+                yield Asked(sample, number, _kind(asked), (*shown, *asked), (part.text,))
             asked = []
         else:
             (asked if part.type == "text" else shown).append(dataclasses.replace(part, role="user"))
@@ -76,7 +76,7 @@ def answers(
     if len(chosen) < 2:
         raise Lacking(f"fewer than two questions in conversations in split {bench.split!r}")
     common = _commonest(bench, source)
-    right = [asked.answer.splitlines() for asked in chosen]
+    right = [asked.right for asked in chosen]
     values = exact(_say(bench, chosen, max_new), right)
     beside = {
         "blank input": exact(_say(bench, [_blank(bench, asked) for asked in chosen], max_new), right),
@@ -199,7 +199,7 @@ def _commonest(bench: Bench, source: str | None) -> dict[str, str]:
     found: dict[str, Counter[str]] = {}
     for sample in bench.samples("train", source):
         for asked in questions(sample):
-            found.setdefault(asked.kind, Counter())[asked.answer] += 1
+            found.setdefault(asked.kind, Counter())[asked.right[0]] += 1
     return {kind: counts.most_common(1)[0][0] for kind, counts in found.items()}
 
 

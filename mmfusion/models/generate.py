@@ -39,10 +39,12 @@ def stream(
 ) -> Iterator[Tensor]:
     """Continues each of the K documents of `batch.rows`, which hold prompts only, until the piece `end` or `max_new`.
 
-    Gives the next piece [K] of all documents as soon as it is chosen; a document that has ended says `end` from there
-    on. Prompts may have any lengths and share rows. Temperature 0 takes the likeliest piece; above it, pieces are drawn
-    from the smallest set that holds `top_p` of the probability (nucleus sampling, Holtzman et al. 1904.09751), the same
-    for the same seed, whatever other documents stand beside one. `banned` pieces are never said.
+    Gives the next piece of all, [K · samples], as soon as it is chosen; what has ended says `end` from there on. Each
+    document is read once for its `samples`, which stand side by side. Prompts may have any lengths and share rows.
+    Temperature 0 takes the likeliest piece; above it, pieces are drawn from the smallest set that holds `top_p` of the
+    probability (nucleus sampling, Holtzman et al. 1904.09751), the same for the same seed, whatever other documents
+    stand beside one; `seeds` gives each document a seed of its own instead.
+    `banned` pieces are never said.
     """
     rows = one_document_a_row(batch.rows)
     tokens = model.encode({name: parts for name, parts in batch.streams.items() if name != "text"})

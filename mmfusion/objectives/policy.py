@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmfusion.objectives.functional import clipped_policy_loss, group_advantage, log_probability, reverse_kl
 from mmfusion.objectives.preference import answer_places, of_answers, tell
+from mmfusion.ranks import of_all
 from mmfusion.rows import answered, prompts, standing_open
 from mmfusion.types import MODALITIES, Batch, Loss, Modality, Outputs, Rows
 from mmfusion.wording import says
@@ -140,7 +141,8 @@ class GroupPolicy(nn.Module):
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
         if not isinstance(batch, Drawn):
-            return {"policy": Loss(outputs.hidden.sum() * 0, 0)}
+            nothing = outputs.hidden[:0, 0] @ outputs.unembedding.T  # zeros, as gradients too
+            return {"policy": Loss(nothing.sum() + outputs.hidden.sum() * 0, 0)}
         rows = batch.rows
         places = answer_places(rows)
         said, of = rows.labels[places][:, None], rows.answer[places]
@@ -187,9 +189,9 @@ class GroupPolicy(nn.Module):
             self._kept[_key(batch)] = batch.rows, behaviour
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Plain, for a loader that takes nothing else; a run that goes on between two visits needs it."""
-        kept = [(list(key), dict(vars(rows)), behaviour) for key, (rows, behaviour) in self._kept.items()]
-        return {"visit": self._visit, "kept": kept}
+        """Plain, for a loader that takes nothing else; a run that goes on between two visits needs it, of all ranks."""
+        kept = [(list(key), dict(vars(rows.to("cpu"))), said.cpu()) for key, (rows, said) in self._kept.items()]
+        return {"visit": self._visit, "kept": [one for of_rank in of_all(kept) for one in of_rank]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._visit = state["visit"]

@@ -69,7 +69,7 @@ class Preference(nn.Module):
             "rejected_pieces": length[pair[:, 1]],
             "kl": divergence[pair[:, 0]] / length[pair[:, 0]],
         }
-        if self.kept is not None:
+        if self.frozen is None or self.kept is not None:
             del told["kl"]
         owner = rows.owner[rows.of[pair[:, 0]]]
         loss = Loss(each.sum(), len(each), each.detach(), rows.owner[document])

@@ -134,7 +134,7 @@ class FindLearningRate(LearningRateFinder):
         try:
             super().lr_find(trainer, pl_module)
         finally:
-            if found := self.optimal_lr:
+            if (found := self.optimal_lr) and trainer.is_global_zero:
                 folder, suggestion = Path(trainer.default_root_dir), found.suggestion()
                 points = zip(found.results["lr"], found.results["loss"], strict=False)  # stopped early: a rate more
                 lines = [f"{lr:.6g},{loss:.6g}" for lr, loss in points]

@@ -214,7 +214,7 @@ class TrainingModule(pl.LightningModule):
         return list(self.objectives.items())  # pyright: ignore[reportReturnType]  (ModuleDict forgets what it holds)
 
     def count(self, batch: Batch) -> dict[str, int]:
-        """What each objective will average over in this micro-batch; the loader sums it over the step."""
+        """What each objective will average over in this micro-batch; the loader sums it over the step and the ranks."""
         return {name: objective.count(batch) for name, objective in self._named_objectives()}
 
     @property

@@ -57,8 +57,8 @@ def _product_s(device: torch.device, dtype: torch.dtype, size: int) -> float:
 class Speed(Callback):
     """`speed/…` at every logged step: the mean seconds of a step's phases since the last logged one, `data` (waiting
     for a batch), `forward`, `backward`, `optimizer`, `rest` (logging, checkpoints, other callbacks). From the second
-    logged step on also samples (holes among them) and FLOPs a second, and `peak_share` of `matrix_flops`. Validation is
-    left out.
+    logged step on also samples (holes among them) a second of all ranks, FLOPs a second of this one, and its
+    `peak_share` of `matrix_flops`. Validation is left out.
 
     FLOPs are counted by torch on the first batch that is logged, forward and backward, and taken to be those of all.
     Lightning's Throughput does the sums; its ThroughputMonitor logs validation at steps of its own count. On a GPU,
@@ -102,16 +102,16 @@ class Speed(Callback):
                 time=self._training + spent, batches=self._steps, samples=self._samples, flops=self._flops
             )
         if pl_module.logs(trainer.global_step):
-            self._log(pl_module)
+            self._log(pl_module, trainer.world_size)
             self._training += spent
 
-    def _log(self, pl_module: Any) -> None:
+    def _log(self, pl_module: Any, ranks: int) -> None:
         steps = self._steps - self._logged
         self._logged = self._steps
         rates = self._throughput.compute() if self._throughput is not None else {}
         for ours, theirs in NAMES.items():
             if (rate := rates.get(f"device/{theirs}")) is not None:
-                pl_module.told[f"speed/{ours}"] = float(rate)
+                pl_module.told[f"speed/{ours}"] = float(rate) * (ranks if ours == "samples_per_s" else 1)
         for phase, seconds in self._spent.items():
             pl_module.told[f"speed/{phase}_s"] = seconds / steps
             self._spent[phase] = 0.0

@@ -88,7 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_question_stands_alone_with_all_that_was_shown() -> None:
     first, second = questions(talks("x")[0])
-    assert (first.kind, first.modality, first.answer) == ("name", "image", "image")
+    assert (first.kind, first.modality, first.right) == ("name", "image", ("image",))
     assert first.prompt == (PICTURE, ask("What?", "name"))
     assert second.prompt == (PICTURE, CLIP, ask("Both?", "match"))
     assert (second.kind, second.modality) == ("match", "audio and image")
