@@ -130,7 +130,7 @@ def lay_out(tokenizer: Tokenizer, document: Document, tokens: Mapping[int, tuple
         put([tokenizer.assistant])
         put([*pieces, tokenizer.end], by_assistant=True)
     following = zip(laid.ids[1:], said[1:], strict=True)
-    waits = not document.answers and document.turns[-1].answer is None
+    waits = not document.answers and all(turn.answer is None for turn in document.turns[-1:])
     laid.labels = [piece if by_assistant and not waits else IGNORE for piece, by_assistant in following] + [IGNORE]
     return laid
 

@@ -91,7 +91,10 @@ def test_a_conversation_from_left_to_right(tokenizer: SentencePieceTokenizer) ->
     first = [t.begin, image, image, 70, t.assistant, 80, t.end]
     second = [t.user, 71, audio, 72, t.assistant, 81, 82, t.end]
     assert laid.ids == [*first, *second, t.user, 73, t.assistant]
-    assert laid.labels == [IGNORE] * 4 + [80, t.end] + [IGNORE] * 5 + [81, 82, t.end] + [IGNORE] * 4
+    assert laid.labels == [IGNORE] * len(laid.ids)  # what was said before is a part of the prompt
+    answered = lay_out(t, Document(turns[:2]), {0: ("image", [3, 4]), 1: ("audio", [7])})
+    assert answered.ids == [*first, *second]
+    assert answered.labels == [IGNORE] * 4 + [80, t.end] + [IGNORE] * 5 + [81, 82, t.end] + [IGNORE]
     assert laid.slot == [-1, 3, 4, -1, -1, -1, -1, -1, -1, 7, -1, -1, -1, -1, -1, -1, -1, -1]
     assert document_length(Document(turns), {0: 2, 1: 1}) == len(laid.ids)
 

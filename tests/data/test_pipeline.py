@@ -189,6 +189,10 @@ def test_a_preference_is_one_document_of_several_answers(pipeline: Pipeline) -> 
     assert pipeline.prepare(preferred(), 0, 0).documents == (Document((asked,)),)  # for a reward that is computed
     with pytest.raises(SkipSample, match=EQUAL):
         pipeline.prepare(preferred(("goose", 1), ("goose", 0)), 0, 0)
+    with pytest.raises(SkipSample, match=EQUAL):
+        pipeline.prepare(preferred(("goose", 1), ("goose", 1)), 0, 0)
+    (twice,) = pipeline.prepare(preferred(("goose", 1), ("duck", 0), ("duck", 0)), 0, 0).documents
+    assert [score for _, score in twice.answers] == [1, 0]  # a wrong one that is there twice is one
     with pytest.raises(SkipSample, match=TOO_LONG):
         pipeline.prepare(preferred(("goose", 1), ("goose " * 100, 0)), 0, 0)
 

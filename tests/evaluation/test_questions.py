@@ -93,6 +93,10 @@ def test_a_question_stands_alone_with_all_that_was_shown() -> None:
     assert second.prompt == (PICTURE, CLIP, ask("Both?", "match"))
     assert (second.kind, second.modality) == ("match", "audio and image")
     assert [asked.kind for asked in questions(talks("x")[1])] == ["name", "question"]
+    lines = Sample(key="l", parts=(PICTURE, ask("What?"), say("a cat\nor two")))
+    assert next(questions(lines)).right == ("a cat\nor two",)  # one answer; a check has a wording a line
+    checked = Sample(key="c", parts=(PICTURE, ask("What?")), answers=(), check="a cat\ncat")
+    assert next(questions(checked)).right == ("a cat", "cat")
     waiting = Sample(key="w", parts=(PICTURE, ask("What?")))
     assert list(questions(waiting)) == []
 

@@ -119,7 +119,7 @@ def test_without_a_reference_the_loss_gets_zeros() -> None:
     losses = Preference(loss=loss, reference=False)(outputs, made)
     assert seen["reference"].tolist() == [[0, 0], [0, 0]]
     assert seen["policy"].shape == seen["length"].shape == (2, 2)
-    assert float(losses["preference/kl"].sum) == 0
+    assert "preference/kl" not in losses
 
 
 def test_a_batch_without_pairs_has_a_loss_of_nothing() -> None:
