@@ -65,7 +65,7 @@ class AnySubset(Select):
 
 
 class CountAbsent(Callback):
-    """Which modalities each rank had: in how many steps one was on one rank alone, in how many different ways, in `file`."""
+    """Which modalities each rank had: in how many steps one was on one rank alone, and in how many ways; in `file`."""
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
