@@ -1,4 +1,4 @@
-"""Rows taken apart into prompts, and prompts with answers put together."""
+"""Rows taken apart into prompts, prompts with answers put together, and which of several answers is the best."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 from mmfusion.types import IGNORE, Rows
+
+
+def best(rows: Rows) -> Tensor:
+    """[K], whether no other answer to an answer's prompt has a higher score."""
+    highest = rows.score.new_full((len(rows.owner),), -torch.inf).scatter_reduce(0, rows.of, rows.score, "amax")
+    return rows.score == highest[rows.of]
 
 
 def one_document_a_row(rows: Rows) -> Rows:

@@ -135,10 +135,8 @@ def train(
         default_root_dir=run,
     )
     _validate_by_steps(fitter)
-    if fitter.world_size > 1 and HydraConfig.initialized():  # others would repeat its command, -m and all
-        raise ConfigError(["trainer.devices: a run of -m has one process; leave out -m, or set trainer=default"])
-    if fitter.world_size > 1 and isinstance(fitter.strategy, ModelParallelStrategy):
-        raise ConfigError(["trainer.strategy: weights are not divided over devices yet; set trainer=ddp"])
+    if fitter.world_size > 1:
+        _refuse_several(fitter)
     if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
     began = time.monotonic()
@@ -160,6 +158,14 @@ def _validate_by_steps(fitter: pl.Trainer) -> None:
     every = getattr(fitter, "val_check_interval", None)  # a time has none
     if isinstance(every, int):
         fitter.val_check_interval = every * fitter.accumulate_grad_batches
+
+
+def _refuse_several(fitter: pl.Trainer) -> None:
+    """Raises ConfigError where several processes cannot do what one can."""
+    if HydraConfig.initialized():  # the others would repeat the command, -m and all
+        raise ConfigError(["trainer.devices: a run of -m has one process; leave out -m, or set trainer=default"])
+    if isinstance(fitter.strategy, ModelParallelStrategy):
+        raise ConfigError(["trainer.strategy: weights are not divided over devices yet; set trainer=ddp"])
 
 
 def _forget_after(step: int, run: Path, loggers: Iterable[Logger]) -> None:

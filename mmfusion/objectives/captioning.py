@@ -9,6 +9,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from mmfusion.objectives.functional import captioning_loss
+from mmfusion.rows import best
 from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
 
 
@@ -41,6 +42,5 @@ class Captioning(nn.Module):
 
 def _labels(rows: Rows) -> Tensor:
     """labels[R, L] without those of answers that another one to the same prompt is better than."""
-    highest = rows.score.new_full((len(rows.owner),), -torch.inf).scatter_reduce(0, rows.of, rows.score, "amax")
-    best = torch.cat([rows.score == highest[rows.of], rows.score.new_ones(1, dtype=torch.bool)])  # -1: the prompt's
-    return torch.where(best[rows.answer], rows.labels, IGNORE)
+    learnt = torch.cat([best(rows), rows.score.new_ones(1, dtype=torch.bool)])  # -1: the prompt's
+    return torch.where(learnt[rows.answer], rows.labels, IGNORE)

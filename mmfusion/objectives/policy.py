@@ -12,10 +12,10 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from mmfusion.objectives.functional import clipped_policy_loss, group_advantage, log_probability, reverse_kl
-from mmfusion.objectives.preference import answer_places, of_answers, tell
+from mmfusion.objectives.preference import Preference, answer_places, of_answers, tell
 from mmfusion.ranks import of_all
 from mmfusion.rows import answered, prompts, standing_open
-from mmfusion.types import MODALITIES, Batch, Loss, Modality, Outputs, Rows
+from mmfusion.types import Batch, Loss, Modality, Outputs, Rows
 from mmfusion.wording import says
 
 
@@ -84,7 +84,7 @@ class GroupPolicy(nn.Module):
     divergence from the reference (`kl`); the last three are means over answers, in nats.
     """
 
-    modalities: tuple[Modality, ...] = tuple(name for name in MODALITIES if name != "text")
+    modalities: tuple[Modality, ...] = Preference.modalities
     embeddings: tuple[Modality, ...] = ()
 
     def __init__(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmfusion.objectives.functional import captioning_loss, log_probability
 from mmfusion.objectives.kept import Kept
+from mmfusion.rows import best
 from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
 
 
@@ -84,10 +85,10 @@ def tell(name: str, told: Mapping[str, Tensor], owner: Tensor) -> dict[str, Loss
 def pairs(rows: Rows) -> Tensor:
     """[n, 2], the numbers of the chosen and of a rejected answer: a document's best, and each that is not as good."""
     number = torch.arange(len(rows.of), device=rows.of.device)
-    highest = rows.score.new_full((len(rows.owner),), -torch.inf).scatter_reduce(0, rows.of, rows.score, "amax")
-    best = rows.score == highest[rows.of]
-    first = rows.of.new_full((len(rows.owner),), len(rows.of)).scatter_reduce(0, rows.of[best], number[best], "amin")
-    return torch.stack([first[rows.of[~best]], number[~best]], dim=1)
+    is_best = best(rows)
+    of, first = rows.of[is_best], rows.of.new_full((len(rows.owner),), len(rows.of))
+    first = first.scatter_reduce(0, of, number[is_best], "amin")
+    return torch.stack([first[rows.of[~is_best]], number[~is_best]], dim=1)
 
 
 def compared(rows: Rows) -> int:
