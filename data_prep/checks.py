@@ -20,15 +20,17 @@ from mmfusion.types import Sample
 KINDS = ("translation", "category", "language", "activity")
 
 
+def opened(talk: Sample) -> Iterator[Sample]:
+    """Each question of a conversation, without its answer."""
+    for asked in questions.questions(talk):
+        key, check = f"{talk.key}-{asked.kind}-{asked.number}", "\n".join(asked.right)
+        yield dataclasses.replace(talk, key=key, parts=asked.prompt, answers=(), check=check, source=asked.kind)
+
+
 def checks(root: Path, split: str) -> Iterator[Sample]:
     """All prompts about the samples of one split."""
     for talk in conversations.conversations(root, split):
-        for asked in questions.questions(talk):
-            if asked.kind in KINDS:
-                key = f"{talk.key}-{asked.kind}-{asked.number}"
-                yield dataclasses.replace(
-                    talk, key=key, parts=asked.prompt, answers=(), check="\n".join(asked.right), source=asked.kind
-                )
+        yield from (sample for sample in opened(talk) if sample.source in KINDS)
 
 
 def prepare(out: Path, root: Path = SAMPLE, only: str | None = None) -> None:

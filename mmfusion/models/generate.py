@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -47,8 +48,7 @@ def stream(
     `banned` pieces are never said.
     """
     rows = one_document_a_row(batch.rows)
-    tokens = model.encode({name: parts for name, parts in batch.streams.items() if name != "text"})
-    x = model.fusion(tokens, rows, model.decoder.embedding)
+    x = model.prompt(dataclasses.replace(batch, rows=rows))
     K, length = rows.ids.shape
     cache = model.decoder.cache(K, length + max_new)
     hidden = model.decoder(x, Places(rows.document, rows.position), cache)

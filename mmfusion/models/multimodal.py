@@ -17,8 +17,8 @@ class MultimodalModel(nn.Module):
     """What a Batch goes through. Any subset of the modalities may be in it; see contract 2: absent is a dummy part.
 
     `encoders` and `heads` are named by modality. An encoder has `modality`, `width` and `merge`; all but the text
-    encoder's tokens are the decoder's to read. A modality without a head has no embedding. Raises ValueError, with
-    both numbers, where the pieces do not fit.
+    encoder's tokens are the decoder's to read, with the embedding of their part where the fusion wants it. A modality
+    without a head has no embedding. Raises ValueError, with both numbers, where the pieces do not fit.
     """
 
     def __init__(
@@ -62,9 +62,15 @@ class MultimodalModel(nn.Module):
     def forward(self, batch: Batch) -> Outputs:
         """Everything that objectives read."""
         tokens, rows = self.encode(batch.streams), batch.rows
-        x = self.fusion(tokens, rows, self.decoder.embedding)
+        embeddings = self._project(tokens)
+        x = self.fusion(tokens, embeddings, rows, self.decoder.embedding)
         hidden = self.decoder(x, Places(rows.document, rows.position, rows.answer))
-        return Outputs(tokens, self._project(tokens), hidden, self.decoder.unembedding)
+        return Outputs(tokens, embeddings, hidden, self.decoder.unembedding)
+
+    def prompt(self, batch: Batch) -> Tensor:
+        """x[R, L, D]: what the decoder reads of a batch."""
+        tokens = self.encode({name: parts for name, parts in batch.streams.items() if name != "text"})
+        return self.fusion(tokens, self._project(tokens), batch.rows, self.decoder.embedding)
 
     def _project(self, tokens: Mapping[Modality, Tokens]) -> dict[Modality, Tensor]:
         return {name: self.heads[name](tokens[name]) for name in tokens if name in self.heads}
@@ -87,5 +93,8 @@ def _check_fit(
     read = {name: encoder.width for name, encoder in encoders.items() if name != "text"}
     if fusion.widths != read:
         raise ValueError(f"fusion.widths is {fusion.widths}, the encoders give {read}")
+    spaces = {head.out for name, head in heads.items() if name != "text"}
+    if fusion.embedded and spaces - {fusion.embedded}:
+        raise ValueError(f"fusion.embedded is {fusion.embedded}, the heads' space has {spaces.pop()}")
     if fusion.width != decoder.width:
         raise ValueError(f"fusion.width is {fusion.width}, decoder.width is {decoder.width}")

@@ -133,6 +133,10 @@ def test_a_state_dict_holds_all_of_it():
         ({"encoders": {"image": nn.Identity()}}, "encoders.image: Identity has no modality"),
         ({"heads": {"video": PlacedHead(width=8, out=4, anchors=(1, 1, 1, 1))}}, "without an encoder"),
         ({"fusion": Prefix(widths={"image": WIDTH}, width=24)}, "fusion.widths"),
+        (
+            {"fusion": Prefix(widths=dict.fromkeys(SENSES, WIDTH), width=24, embedded=9)},
+            "fusion.embedded is 9, the heads' space has 12",
+        ),
         ({"fusion": Prefix(widths=dict.fromkeys(SENSES, WIDTH), width=9)}, "fusion.width is 9, decoder.width is 24"),
     ],
 )

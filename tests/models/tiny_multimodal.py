@@ -35,7 +35,7 @@ def tiny_model(executor: str = "sdpa", window: int = 64) -> MultimodalModel:
             "text": TextEncoder(vocab=VOCAB, width=WIDTH, depth=1, heads=2),
         },
         heads={name: PlacedHead(width=WIDTH, out=SPACE, anchors=counts) for name, counts in anchors.items()},
-        fusion=Prefix(widths={"image": WIDTH, "audio": WIDTH, "sensor": WIDTH}, width=24),
+        fusion=Prefix(widths={"image": WIDTH, "audio": WIDTH, "sensor": WIDTH}, width=24, embedded=SPACE),
         decoder=Decoder(
             vocab=VOCAB,
             width=24,

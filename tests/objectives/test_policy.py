@@ -203,9 +203,9 @@ def test_the_divergence_from_the_reference_is_weighed() -> None:
     free = GroupPolicy(reward=Exact(), samples=2, max_new=2)
     free.speaker = made.speaker
     losses, without = made(now, view), free(now, view)
-    expected = float(without["policy"].sum.detach()) + 0.3 * float(torch.stack(each).sum())
+    expected = float(without["policy"].sum.detach()) + 0.3 * float(torch.stack(each).sum().detach())
     assert float(losses["policy"].sum.detach()) == pytest.approx(expected, rel=1e-4)
-    assert float(losses["policy/kl"].sum) == pytest.approx(float(torch.stack(each).sum()), rel=1e-4)
+    assert float(losses["policy/kl"].sum) == pytest.approx(float(torch.stack(each).sum().detach()), rel=1e-4)
 
 
 def test_validation_is_minus_the_reward_of_the_likeliest_answer() -> None:
