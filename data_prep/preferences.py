@@ -5,8 +5,8 @@ a source of its own, so that logs and results tell them apart: `near-name` (the 
 `unseen-name` (the same, of concepts that no training shows), `grounded` (against things of other categories that are
 not in the picture), `wrong-language` (against the same name in other languages than was asked for), `wrong-choice`
 (against the other one of two that were named), `wrong-match` (yes against no), `wrong-category`, `spoken-language`,
-`wrong-activity`, `wrong-duration` (against others). Questions are those of `conversations`, in each split in words of
-its own. The same bytes every time.
+`wrong-sound`, `wrong-activity`, `wrong-duration` (against others). Questions are those of `conversations`, in each
+split in words of its own. The same bytes every time.
 """
 
 from __future__ import annotations
@@ -118,6 +118,13 @@ def about_clips(sample: Sample, others: Sequence[Sample], spoken: Sequence[str],
                 yield against(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
 
 
+def about_sound(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
+    asker, sound, name = Asker(split, f"pairs {sample.key}"), sample.of("audio")[:1], english(sample)
+    if name and (wrong := besides(asker, names, name)):
+        yield against(sample, "wrong-sound", 0, asker.question("sound", sound, name), wrong)
+        yield from between(sample, 0, asker.choice(sound, name, names), names)
+
+
 def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
     (series,), name = sample.of("sensor"), english(sample) or ""
     for number in range(PIECES):
@@ -143,7 +150,9 @@ def preferences(root: Path, split: str) -> Iterator[Sample]:
                 if alone(sample):
                     yield from about_picture(sample, names, split)
                 yield from about_clips(sample, samples, spoken, split)
-            elif sample.of("sensor"):
+            elif sample.of("audio"):
+                yield from about_sound(sample, names.all, split)
+            else:
                 yield from about_movement(sample, names.all, split)
 
 
