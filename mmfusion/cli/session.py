@@ -244,7 +244,7 @@ def _finish(
             seed=int(tree["seed"]),
             data=data.root,
             commit=runs.commit(),
-            parents=[parent] if parent else [],
+            parents=[*([parent] if parent else []), *(judge.folder for judge in module.judges())],
         ),
         card="",
     )

@@ -25,7 +25,7 @@ from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.ranks import of_all
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
-from mmfusion.training.reference import Comparing, Frozen
+from mmfusion.training.reference import Comparing, Frozen, Learned
 from mmfusion.training.speaker import Speaker, Speaking
 from mmfusion.types import Batch, DataError, Loss, Objective, Outputs
 
@@ -83,9 +83,9 @@ class TrainingModule(pl.LightningModule):
     Takes factories, not modules: everything is built in `configure_model`, after seeding there, so that the initial
     weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given); `start`
     fills the new model with weights to begin from, which `converters` then change in order; objectives that compare get
-    the model as it is then. A run goes on only with the weights it `began_with` (their sha256). `compiled` compiles the
-    model's parts (torch.compile), `recompute` keeps no activations inside blocks (gradient checkpointing). Callbacks
-    put what they measure in a step that `logs_now` into `told`.
+    the model as it is then. A run goes on only with the weights it `began_with` (their sha256) and the models that
+    judged. `compiled` compiles the model's parts (torch.compile), `recompute` keeps no activations inside blocks
+    (gradient checkpointing). Callbacks put what they measure in a step that `logs_now` into `told`.
     """
 
     model: MultimodalModel
@@ -144,6 +144,11 @@ class TrainingModule(pl.LightningModule):
             for block in self.model.blocks():  # the whole would break at every mask and compile anew for every batch
                 block.compile(dynamic=True)
 
+    def judges(self) -> list[Learned]:
+        """The models that objectives ask for rewards."""
+        rewards = (getattr(objective, "reward", None) for _, objective in self._named_objectives())
+        return [reward for reward in rewards if isinstance(reward, Learned)]
+
     def attach_references(self) -> None:
         """Objectives that compare get the model as it is now."""
         for _, objective in self._named_objectives():
@@ -193,6 +198,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["began_with"] = self._began_with
+        checkpoint["judged_by"] = [judge.sha256 for judge in self.judges()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A point saved after a step was begun, by an error or a signal, stands for that step's beginning.
@@ -201,6 +207,11 @@ class TrainingModule(pl.LightningModule):
         """
         if checkpoint.get("began_with", self._began_with) != self._began_with:
             raise DataError("checkpoint: is not the one that this run began with; put it back, or start a new run")
+        judged_by = [judge.sha256 for judge in self.judges()]
+        if checkpoint.get("judged_by", judged_by) != judged_by:
+            raise DataError(
+                "reward.checkpoint: is not the one that this run began with; put it back, or start a new run"
+            )
         accumulate = self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_loop.batch_progress"]  # Lightning counts micro-batches

@@ -14,6 +14,7 @@ from annotated_types import MinLen
 from torch import Tensor
 
 from mmfusion import checkpoint as checkpoints
+from mmfusion.checkpoint.layout import sha256
 from mmfusion.converters import lora
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.models.multimodal import MultimodalModel
@@ -56,16 +57,21 @@ class Learned:
     """
 
     def __init__(self, *, checkpoint: Annotated[str, MinLen(1)]) -> None:
-        self._folder = checkpoints.locate(Path(checkpoint))
-        stage = json.loads((self._folder / checkpoints.LINEAGE).read_bytes()).get("stage")
+        self.folder = checkpoints.locate(Path(checkpoint))
+        stage = json.loads((self.folder / checkpoints.LINEAGE).read_bytes()).get("stage")
         if stage != "reward":
             raise ValueError(f"reward.checkpoint: {checkpoint} is of stage {stage}, which gives no rewards")
-        self._piece = SentencePieceTokenizer(self._folder / checkpoints.TOKENIZER).score
+        self._piece = SentencePieceTokenizer(self.folder / checkpoints.TOKENIZER).score
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of its weights."""
+        return sha256(self.folder / checkpoints.WEIGHTS)
 
     @functools.cached_property
     def _model(self) -> Any:
         with torch.random.fork_rng(devices=[]):  # what is drawn for weights that are then read is no part of the run
-            return checkpoints.load(self._folder)[0].eval().requires_grad_(False)
+            return checkpoints.load(self.folder)[0].eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, view: Batch, said: Sequence[str]) -> Tensor:

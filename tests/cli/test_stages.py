@@ -335,6 +335,8 @@ def test_rewards_are_told_by_kind_of_question_and_plan_counts_the_step(
     assert history["val/policy"][1][0] == pytest.approx(-history["val/policy/reward"][1][0])
     adapter = load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors")
     assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+    lineage = json.loads((run / "checkpoint" / "lineage.json").read_bytes())
+    assert [parent["name"] for parent in lineage["parents"]] == [f"{one}/checkpoint" for one in (answering, judging)]
 
 
 def test_only_a_reward_model_gives_rewards(answering: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,9 +349,10 @@ def test_only_a_reward_model_gives_rewards(answering: Path, folder: Path, capsys
 
 
 def test_stopped_between_two_visits_a_policy_goes_on_to_the_same_adapter(
-    answering: Path, judging: Path, folder: Path, tmp_path: Path
+    answering: Path, judging: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After two of three updates from one drawing of answers."""
+    """After two of three updates from one drawing of answers; and not where another model judges by now."""
+    judging = shutil.copytree(judging, tmp_path / "judging")
     reward = ["objective.grpo.reward._target_=mmfusion.training.reference.Learned"]
     reward += [f"objective.grpo.reward.checkpoint={judging}", "data.visits=3", "optim.lr=0.05", "scheduler=constant"]
     given = ["stage=policy", f"checkpoint={answering}", *prompts_in(folder), *reward, *SMALL]
@@ -361,7 +364,15 @@ def test_stopped_between_two_visits_a_policy_goes_on_to_the_same_adapter(
         if file.is_file():
             file.unlink()
     (stopped / "resume" / "step=4.ckpt").unlink()
-    assert main(["train", f"resume={stopped}", "--allow", "mmfusion.training.reference.Learned"]) == 0
+    weights = judging / "checkpoint" / "model.safetensors"
+    of_then = weights.read_bytes()
+    weights.write_bytes((answering / "checkpoint" / "model.safetensors").read_bytes())
+    go_on = [f"resume={stopped}", "--allow", "mmfusion.training.reference.Learned"]
+    status, told = fails(go_on, capsys)
+    assert status == 1
+    assert "reward.checkpoint: is not the one that this run began with" in told
+    weights.write_bytes(of_then)
+    assert main(["train", *go_on]) == 0
     adapters = [load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors") for run in runs]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     clipped = read_history(stopped / "metrics.csv")["train/policy/clipped"][1]
