@@ -33,6 +33,7 @@ from mmfusion.types import Answer, Part, Sample
 
 PIECES = 4  # of one recording
 WRONG = 6  # answers to a question, at most, in training
+LANGUAGES_ASKED = 3  # for one picture in training, each in words of its own
 
 
 def against(sample: Sample, kind: str, number: int, question: Question, wrong: Sequence[str]) -> Sample:
@@ -86,14 +87,17 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
             yield against(sample, "grounded", 0, asker.question("name", picture, name), wrong)
     if category := CATEGORIES.get(sample.labels.get("category", "")):
         question = asker.question("category", picture, category)
-        yield against(sample, "wrong-category", 0, question, besides(asker, KINDS_OF_THINGS, category))
+        wrong = besides(asker, KINDS_OF_THINGS, category)
+        if split == "train" and name:  # else it is the names that are learnt, whatever is asked
+            wrong[0] = name
+        yield against(sample, "wrong-category", 0, question, wrong)
         yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS), KINDS_OF_THINGS)
-    languages = sorted(called)
-    if len(languages) > 1:
-        asked, *rest = asker.rng.sample(languages, min(len(languages), 1 + WRONG if split == "train" else 2))
+    languages, several = sorted(called), split == "train"
+    for number in range(0 if not languages else LANGUAGES_ASKED if several else 1):
+        asked, *rest = asker.rng.sample(languages, min(len(languages), 1 + WRONG if several else 2))
         if wrong := sorted({called[language] for language in rest} - {called[asked]}):
             question = asker.question("translation", picture, called[asked], language=LANGUAGES[asked])
-            yield against(sample, "wrong-language", 0, question, wrong)
+            yield against(sample, "wrong-language", number, question, wrong)
 
 
 def _names(samples: Iterable[Sample]) -> list[str]:
@@ -108,14 +112,15 @@ def between(sample: Sample, number: int, choices: Sequence[Question], names: Seq
 
 
 def about_clips(sample: Sample, others: Sequence[Sample], spoken: Sequence[str], split: str) -> Iterator[Sample]:
-    """The language of speech, and whether a clip belongs to a picture."""
+    """Whether a clip belongs to a picture; the language of speech, of every second clip beside that picture."""
     for number, (clip, match) in enumerate(zip(sample.of("audio"), matches(sample, others, split), strict=True)):
         yield against(sample, "wrong-match", number, match, ["no" if match.answer == "yes" else "yes"])
         language = LANGUAGES.get(clip.lang or "")
         if clip.kind == "speech" and language:
             asker = Asker(split, f"pairs {sample.key} {number}")
+            shown = match.shown if number % 2 else (clip,)
             if wrong := besides(asker, [LANGUAGES[code] for code in spoken], language):
-                yield against(sample, "spoken-language", number, asker.question("language", (clip,), language), wrong)
+                yield against(sample, "spoken-language", number, asker.question("language", shown, language), wrong)
 
 
 def about_sound(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
