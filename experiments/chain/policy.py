@@ -46,7 +46,7 @@ def names(root: Path, split: str, forms: Sequence[str] = HEARD) -> Iterator[Samp
     Pictures of training are asked about in every split, in that split's words; beside them stand the split's own.
     """
     *_, validation, test = FORMS["translation"]
-    words = {"train": forms, "validation": (validation,), "test": (test,)}[split]
+    words: Sequence[str] = {"train": forms, "validation": [validation], "test": [test]}[split]
     for kind, source in ((KNOWN, "train"), *([(OTHER, split)] if split != "train" else [])):
         for sample in derived.samples_of(root, source):
             if sample.labels.get("category") == CATEGORY:

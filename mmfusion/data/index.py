@@ -146,8 +146,8 @@ class ShardIndex:
         return {**self.__dict__, "_file": None}
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the interpreter's end `os` is gone
-        if getattr(self, "_file", None) is not None:
-            close(self._file)
+        if (file := getattr(self, "_file", None)) is not None:
+            close(file)
 
     def close(self) -> None:
         """Gives the file descriptor back; the next read opens it again."""
