@@ -88,13 +88,14 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
     if category := CATEGORIES.get(sample.labels.get("category", "")):
         question = asker.question("category", picture, category)
         wrong = besides(asker, KINDS_OF_THINGS, category)
-        if split == "train" and name:  # else it is the names that are learnt, whatever is asked
+        if split == "train" and name and name != category:  # else it is the names that are learnt, whatever is asked
             wrong[0] = name
         yield against(sample, "wrong-category", 0, question, wrong)
         yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS), KINDS_OF_THINGS)
-    languages, several = sorted(called), split == "train"
-    for number in range(0 if not languages else LANGUAGES_ASKED if several else 1):
-        asked, *rest = asker.rng.sample(languages, min(len(languages), 1 + WRONG if several else 2))
+    languages = sorted(called)
+    times, most = (LANGUAGES_ASKED, 1 + WRONG) if split == "train" else (1, 2)
+    for number in range(times if languages else 0):
+        asked, *rest = asker.rng.sample(languages, min(len(languages), most))
         if wrong := sorted({called[language] for language in rest} - {called[asked]}):
             question = asker.question("translation", picture, called[asked], language=LANGUAGES[asked])
             yield against(sample, "wrong-language", number, question, wrong)

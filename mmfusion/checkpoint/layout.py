@@ -59,3 +59,9 @@ def kind_of(path: Path) -> str:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of all weights of a checkpoint: adapters of one base share its file, so that theirs count too."""
+    digests = [sha256(folder / WEIGHTS), *map(sha256, sorted((folder / ADAPTER).glob("*")))]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -30,6 +30,7 @@ from mmfusion.checkpoint.layout import (
     WEIGHTS,
     aside,
     sha256,
+    weights_sha256,
 )
 from mmfusion.checkpoint.weights import once
 from mmfusion.converters import lora
@@ -91,7 +92,7 @@ def lineage(
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": commit,
         "data": data_of(data),
-        "parents": [{"name": str(parent), "sha256": sha256(parent / WEIGHTS)} for parent in parents],
+        "parents": [{"name": str(parent), "sha256": weights_sha256(parent)} for parent in parents],
         "versions": {"mmfusion": __version__, "torch": importlib.metadata.version("torch")},
     }
 

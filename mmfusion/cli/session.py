@@ -31,8 +31,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion import api, checkpoint, config, report, runs
-from mmfusion.checkpoint import WEIGHTS, fill, locate
-from mmfusion.checkpoint.layout import sha256
+from mmfusion.checkpoint import fill, locate
+from mmfusion.checkpoint.layout import weights_sha256
 from mmfusion.cli import ranks
 from mmfusion.config import ConfigError
 from mmfusion.converters.lora import Lora
@@ -126,7 +126,7 @@ def train(
         compiled=compile,
         recompute=gradient_checkpointing,
         converters=converter,
-        began_with=sha256(parent / WEIGHTS) if parent else None,
+        began_with=weights_sha256(parent) if parent else None,
     )
     fitter = trainer(
         max_steps=runs.ended_at(run) or steps,

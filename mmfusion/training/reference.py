@@ -14,7 +14,7 @@ from annotated_types import MinLen
 from torch import Tensor
 
 from mmfusion import checkpoint as checkpoints
-from mmfusion.checkpoint.layout import sha256
+from mmfusion.checkpoint.layout import weights_sha256
 from mmfusion.converters import lora
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.models.multimodal import MultimodalModel
@@ -65,8 +65,8 @@ class Learned:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of its weights."""
-        return sha256(self.folder / checkpoints.WEIGHTS)
+        """Of its weights, read once: every resume point holds it."""
+        return weights_sha256(self.folder)
 
     @functools.cached_property
     def _model(self) -> Any:

@@ -349,9 +349,10 @@ def test_only_a_reward_model_gives_rewards(answering: Path, folder: Path, capsys
 
 
 def test_stopped_between_two_visits_a_policy_goes_on_to_the_same_adapter(
-    answering: Path, judging: Path, folder: Path, tmp_path: Path
+    answering: Path, judging: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After two of three updates from one drawing of answers."""
+    """After two of three updates from one drawing of answers; and not where another model judges by now."""
+    judging = shutil.copytree(judging, tmp_path / "judging")
     reward = ["objective.grpo.reward._target_=mmfusion.training.reference.Learned"]
     reward += [f"objective.grpo.reward.checkpoint={judging}", "data.visits=3", "optim.lr=0.05", "scheduler=constant"]
     given = ["stage=policy", f"checkpoint={answering}", *prompts_in(folder), *reward, *SMALL]
@@ -364,6 +365,14 @@ def test_stopped_between_two_visits_a_policy_goes_on_to_the_same_adapter(
             file.unlink()
     (stopped / "resume" / "step=4.ckpt").unlink()
     go_on = [f"resume={stopped}", "--allow", "mmfusion.training.reference.Learned"]
+    weights = judging / "checkpoint" / "adapter" / "adapter_model.safetensors"  # all else is what it was trained from
+    of_then = weights.read_bytes()
+    weights.write_bytes(of_then[:-1] + bytes([of_then[-1] ^ 1]))
+    capsys.readouterr()
+    status, told = fails(go_on, capsys)
+    assert status == 1
+    assert "reward.checkpoint: is not the one that this run began with" in told
+    weights.write_bytes(of_then)
     assert main(["train", *go_on]) == 0
     adapters = [load_file(run / "checkpoint" / "adapter" / "adapter_model.safetensors") for run in runs]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
