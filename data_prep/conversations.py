@@ -100,7 +100,7 @@ LANGUAGES: Mapping[str, str] = {
     "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "th": "Thai", "tr": "Turkish", "zh": "Chinese",
 }  # fmt: skip
 
-TRANSLATIONS = 2  # languages that one picture is asked about
+TRANSLATIONS = 3  # languages that one picture is asked about
 WINDOWS_S = (2, 3, 4, 5, 6, 7, 8)  # lengths of movement that are asked about
 WINDOWS = 6  # pieces of one recording, each of a length of its own
 

@@ -101,4 +101,4 @@ def test_a_part_stands_once_and_keeps_no_words(talks: dict[str, list[Sample]]) -
         shown = [part for part in sample.parts if part.type != "text"]
         assert len({part.data for part in shown if isinstance(part.data, bytes)}) == len(shown)
         assert all((part.role, part.text, part.lang) == ("user", None, None) for part in shown)
-    assert max(len(asked(sample)) for sample in talks["train"]) == 6
+    assert max(len(asked(sample)) for sample in talks["train"]) == 7
