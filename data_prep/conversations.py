@@ -107,12 +107,13 @@ WINDOWS = 6  # pieces of one recording, each of a length of its own
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the parts that are `shown`, and the right answer."""
+    """What is asked of the parts that are `shown`, and the right answer; of a choice the `wrong` one too."""
 
     kind: str
     shown: tuple[Part, ...]
     asked: str
     answer: str
+    wrong: str = ""
 
 
 class Asker:
@@ -132,7 +133,7 @@ class Asker:
         if wrong is None:
             return []
         one, other = self.rng.sample([right, wrong], 2)
-        return [self.question("choice", shown, right, one=one, other=other)]
+        return [dataclasses.replace(self.question("choice", shown, right, one=one, other=other), wrong=wrong)]
 
     def other(self, names: Sequence[str], right: str) -> str | None:
         """One of the names that is not the right one."""

@@ -27,6 +27,7 @@ from data_prep.conversations import (
     called_in,
     english,
     matches,
+    names_by_language,
     stretch,
 )
 from mmfusion.types import Answer, Part, Sample
@@ -58,10 +59,10 @@ def besides(asker: Asker, names: Iterable[str], right: str) -> list[str]:
 
 
 class Names:
-    """What the samples of one source are called in English, all and by a label, each name once."""
+    """What the samples of one source are called, each name once: in each language, in English all and by a label."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self.all = _names(samples)
+        self.all, self.of = _names(samples), names_by_language(samples)
         self._alike: dict[tuple[str, str | None], list[str]] = {}
         for label in ("category", "subcategory"):
             for value in {sample.labels.get(label) for sample in samples}:
@@ -91,8 +92,11 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
         if split == "train" and name and name != category:  # else it is the names that are learnt, whatever is asked
             wrong[0] = name
         yield against(sample, "wrong-category", 0, question, wrong)
-        yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS), KINDS_OF_THINGS)
+        yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS))
     languages = sorted(called)
+    if languages:  # a choice of names too, without which kinds are preferred where names are asked for
+        language = asker.rng.choice(languages)
+        yield from between(sample, 1, asker.choice(picture, called[language], names.of[language]))
     times, most = (LANGUAGES_ASKED, 1 + WRONG) if split == "train" else (1, 2)
     for number in range(times if languages else 0):
         asked, *rest = asker.rng.sample(languages, min(len(languages), most))
@@ -105,11 +109,10 @@ def _names(samples: Iterable[Sample]) -> list[str]:
     return sorted({name for sample in samples if (name := english(sample))})
 
 
-def between(sample: Sample, number: int, choices: Sequence[Question], names: Sequence[str]) -> Iterator[Sample]:
+def between(sample: Sample, number: int, choices: Sequence[Question]) -> Iterator[Sample]:
     """The right one of two against the other one that the question names."""
     for question in choices:
-        (wrong,) = [name for name in names if name != question.answer and name in question.asked]
-        yield against(sample, "wrong-choice", number, question, [wrong])
+        yield against(sample, "wrong-choice", number, question, [question.wrong])
 
 
 def about_clips(sample: Sample, others: Sequence[Sample], spoken: Sequence[str], split: str) -> Iterator[Sample]:
@@ -128,7 +131,7 @@ def about_sound(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sa
     asker, sound, name = Asker(split, f"pairs {sample.key}"), sample.of("audio")[:1], english(sample)
     if name and (wrong := besides(asker, names, name)):
         yield against(sample, "wrong-sound", 0, asker.question("sound", sound, name), wrong)
-        yield from between(sample, 0, asker.choice(sound, name, names), names)
+        yield from between(sample, 0, asker.choice(sound, name, names))
 
 
 def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator[Sample]:
@@ -139,7 +142,7 @@ def about_movement(sample: Sample, names: Sequence[str], split: str) -> Iterator
         part = stretch(series, seconds, asker.rng)
         if wrong := besides(asker, names, name):
             yield against(sample, "wrong-activity", number, asker.question("activity", (part,), name), wrong)
-        yield from between(sample, number, asker.choice((part,), name, names), names)
+        yield from between(sample, number, asker.choice((part,), name, names))
         wrong = besides(asker, [f"{other} seconds" for other in conversations.WINDOWS_S], f"{seconds} seconds")
         question = asker.question("duration", (part,), f"{seconds} seconds")
         yield against(sample, "wrong-duration", number, question, wrong)
