@@ -230,14 +230,16 @@ class FixedBatches(Sequence[Batch]):
     """All samples of a split in order, `batch_size` a batch, the same each time they are asked for; made once.
 
     Ranks take whole batches in turn: what is compared within one does not depend on how many ranks there are. Where
-    there are fewer batches than ranks, each takes them all.
+    there are fewer batches than ranks, each takes them all, and the first counts their holes.
     """
 
     def __init__(self, shards: ShardSet, prepare: Preparation, layout: Layout, seed: int, skips: Skips) -> None:
         self.shards, self.prepare, self.seed = shards, prepare, seed
         self.size, self.skips = layout.batch_size, skips
         firsts = range(0, len(shards), self.size)
-        self.firsts = firsts if len(firsts) < layout.world else firsts[layout.rank :: layout.world]
+        shared = len(firsts) < layout.world
+        self.firsts = firsts if shared else firsts[layout.rank :: layout.world]
+        self.counts = not shared or layout.rank == 0
         self._made: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -251,5 +253,6 @@ class FixedBatches(Sequence[Batch]):
             numbers = range(first, min(first + self.size, len(self.shards)))
             drawn = [(i, lambda i=i: self.shards.read(i)) for i in numbers]
             self._made[number] = batch = self.prepare.batch(drawn, self.seed)
-            self.skips.add(len(drawn), batch.skipped)
+            if self.counts:
+                self.skips.add(len(drawn), batch.skipped)
         return self._made[number]

@@ -37,8 +37,10 @@ from mmfusion.data.datamodule import DataModule
 from mmfusion.data.decode import decode_sample
 from mmfusion.data.index import ShardIndex
 from mmfusion.data.pipeline import Pipeline
+from mmfusion.data.select import Select
 from mmfusion.data.shards import ShardSet
-from mmfusion.data.stream import Step, read_tar, sample_of
+from mmfusion.data.skips import Skips
+from mmfusion.data.stream import FixedBatches, Layout, Preparation, Step, read_tar, sample_of
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 from mmfusion.data.writer import describe_shard, write_manifest
 from mmfusion.types import Batch, DataError, Sample
@@ -329,6 +331,21 @@ def test_holes_of_validation_are_counted_apart(tmp_path: Path, tokenizer_path: P
     fit(data, Reader(), 2, val_check_interval=1)
     assert (data.skips.seen, data.skips.skipped) == (8, {})
     assert (data.validation_skips.seen, data.validation_skips.skipped) == (2, {"corrupt picture": 1})
+
+
+def test_holes_that_every_rank_meets_are_counted_once(tmp_path: Path, tokenizer_path: Path) -> None:
+    entries = write_set(tmp_path, {"a.tar": ("train", [picture_sample(0)])})
+    held_out = tar(tmp_path / "b.tar", [("0.png", b"junk"), ("1.png", png()), ("1.txt", b"goose")])
+    write_manifest(tmp_path, [*entries, describe_shard(held_out, split="validation")])
+    seen = []
+    for batch_size in (2, 1):  # one batch for two ranks, and one for each
+        for rank in (0, 1):
+            skips = Skips(max_fraction=1.0)
+            shards = ShardSet(tmp_path, "validation")
+            prepare = Preparation(small_pipeline(SentencePieceTokenizer(tokenizer_path)), Select(english=1.0), None)
+            batches = FixedBatches(shards, prepare, Layout(batch_size, rank, 2), 0, skips)
+            seen.append((sum(len(batch.keys) for batch in batches), skips.seen, skips.skipped.total()))
+    assert seen == [(1, 2, 1), (1, 0, 0), (0, 1, 1), (1, 1, 0)]
 
 
 def test_a_run_is_measured_in_steps_and_batches_must_divide(mixed: Path, tokenizer_path: Path) -> None:
