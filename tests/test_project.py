@@ -213,15 +213,19 @@ def test_the_notebook_runs_from_top_to_bottom(
 @pytest.mark.slow  # a pretraining and two stages of few steps, then their evaluation: three minutes
 @pytest.mark.timeout(1200)
 def test_the_chain_in_small(tmp_path: Path) -> None:
-    """`experiments/chain/run.py --quick` in a clone: every row is there, whatever it says after four steps."""
-    clone = tmp_path / "clone"
+    """`experiments/chain/run.py --quick` and `policy.py --quick` in a clone: every row is there, whatever it says after
+    four steps."""
+    clone, work = tmp_path / "clone", tmp_path / "work"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    command = [sys.executable, "experiments/chain/run.py", "--quick", "--keep", str(tmp_path / "work")]
-    ended = subprocess.run(
-        command, cwd=clone, env={**os.environ, "PYTHONPATH": str(clone)}, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr
-    rows = json.loads((clone / "experiments" / "chain" / "results.quick.json").read_text())["rows"]
-    assert {"L1", "L2.image", "L2.sensor", "L3.worst", "L3.mean", "L3.answers", "L4.all", "L9.bytes", "L9.memory"} <= {
-        row["id"] for row in rows
-    }
+
+    def rows(script: str, results: str, *options: str | Path) -> set[str]:
+        command = [sys.executable, f"experiments/chain/{script}", "--quick", "--keep", str(work), *map(str, options)]
+        environment = {**os.environ, "PYTHONPATH": str(clone)}
+        ended = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return {row["id"] for row in json.loads((clone / "experiments" / "chain" / results).read_text())["rows"]}
+
+    told = {"L1", "L2.image", "L2.sensor", "L3.worst", "L3.mean", "L3.answers", "L4.all", "L9.bytes", "L9.memory"}
+    assert told <= rows("run.py", "results.quick.json")
+    told = {"L5.known.0", "L5.other-vendor.0", "L5.seconds"}
+    assert told <= rows("policy.py", "results.policy.quick.json", "--from", work / "pretrained", "--seeds", "0")
