@@ -16,7 +16,7 @@ from mmfusion.evaluation import comparison, points
 from mmfusion.evaluation.bench import Bench, Split
 from mmfusion.evaluation.measure import NO_BASELINES, Evaluation, ask
 from mmfusion.progress import tracked
-from mmfusion.report import collect, terminal, write
+from mmfusion.report import answered, collect, terminal, write
 from mmfusion.report.evaluation import write_along, write_compared
 from mmfusion.runs import RunError
 
@@ -32,7 +32,8 @@ def single(about: Asked, split: Split, allow: Collection[str], out: Path | None)
         terminal.show(terminal.metrics(done.metrics))
     page = {"title": name, "facts": _facts(about, split), "history": Path(), "counts": {}}
     if out:
-        write(out / "evaluation.html", **page, evaluation=done, examples=collect(model, done))
+        cards = {"examples": collect(model, done), "answers": answered(done)}
+        write(out / "evaluation.html", **page, evaluation=done, **cards)
     return _ended({name: done}, done.metrics, out)
 
 

@@ -271,6 +271,7 @@ def _finish(
         history=run / "metrics.csv",
         evaluation=done,
         examples=report.collect(model, done),
+        answers=report.answered(done),
         counts=counts or {"samples skipped in training": "none"},
         earlier=compared,
     )

@@ -147,11 +147,23 @@ def chance_of_rank(right: np.ndarray, candidates: int) -> float:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What was answered to a question of a `kind`: its `prompt`'s parts, the answer, all that would have been right."""
+
+    key: str
+    kind: str
+    prompt: tuple[Part, ...]
+    answer: str
+    right: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Result:
-    """What a task yields: its metrics, and the retrieval behind them where there is one to look at."""
+    """What a task yields: its metrics, and the retrieval or the answers behind them where there are any to look at."""
 
     outcomes: tuple[Outcome, ...]
     retrieval: Retrieval | None = None
+    said: tuple[Said, ...] = ()
 
 
 class Bench:

@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Gt
 
 from mmfusion.data.series import array_of
-from mmfusion.evaluation.bench import Bench, Embedder, Lacking, Outcome, Result, by_hash
+from mmfusion.evaluation.bench import Bench, Embedder, Lacking, Outcome, Result, Said, by_hash
 from mmfusion.evaluation.together import cluster_of
 from mmfusion.evaluation.wording import exact
 from mmfusion.types import Part, Sample
@@ -77,7 +77,8 @@ def answers(
         raise Lacking(f"fewer than two questions in conversations in split {bench.split!r}")
     common = _commonest(bench, source)
     right = [asked.right for asked in chosen]
-    values = exact(_say(bench, chosen, max_new), right)
+    said = _say(bench, chosen, max_new)
+    values = exact(said, right)
     beside = {
         "blank input": exact(_say(bench, [_blank(bench, asked) for asked in chosen], max_new), right),
         "commonest answer": exact([common.get(asked.kind, "") for asked in chosen], right),
@@ -99,7 +100,9 @@ def answers(
                     {baseline: of_each[rows] for baseline, of_each in beside.items()},
                 )
             )
-    return Result(tuple(outcomes))
+    each = zip(chosen, said, strict=True)
+    kept = [Said(f"{one.sample.key} {one.number}", one.kind, one.prompt, answer, one.right) for one, answer in each]
+    return Result(tuple(outcomes), said=tuple(kept))
 
 
 def preferred(bench: Bench, *, source: str | None = None, limit: Annotated[int, Gt(1)] = 512) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from markupsafe import Markup
 
 from mmfusion.data.decode import decode_part
 from mmfusion.data.series import array_of, cut, length_s
-from mmfusion.evaluation.bench import Embedder, Retrieval
+from mmfusion.evaluation.bench import Embedder, Retrieval, Said, by_hash
 from mmfusion.evaluation.measure import Evaluation
 from mmfusion.evaluation.wording import exact
 from mmfusion.report.media import about_series, media, picture
@@ -52,6 +51,20 @@ class Example:
     caption_right: bool
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A card of a question: `media` is what was shown, as HTML, `truth` the first answer that would have been right."""
+
+    task: str
+    key: str
+    kind: str
+    media: Markup
+    asked: str
+    truth: str
+    said: str
+    right: bool
+
+
 def collect(model: Embedder, evaluation: Evaluation, each: int = 3) -> list[Example]:
     """`each` examples of every task that has a retrieval to show."""
     cards: list[Example] = []
@@ -61,8 +74,26 @@ def collect(model: Embedder, evaluation: Evaluation, each: int = 3) -> list[Exam
     return cards
 
 
+def answered(evaluation: Evaluation) -> list[Answered]:
+    """Of every task that has answers to show one of each kind of question."""
+    cards: list[Answered] = []
+    for task, result in evaluation.results.items():
+        first: dict[str, Said] = {}
+        for said in sorted(result.said, key=lambda said: by_hash(said.key)):
+            first.setdefault(said.kind, said)
+        cards += [_card(task, first[kind]) for kind in dict.fromkeys(said.kind for said in result.said)]
+    return cards
+
+
+def _card(task: str, of: Said) -> Answered:
+    shown = Markup("").join(_media(part, part) for part in map(_decoded, of.prompt) if part.type != "text")
+    asked = " ".join(part.text or "" for part in of.prompt if part.type == "text")
+    right = bool(exact([of.answer], [of.right])[0])
+    return Answered(task, of.key, of.kind, shown, asked, of.right[0], of.answer, right)
+
+
 def _of_task(model: Embedder, task: str, retrieval: Retrieval, each: int) -> list[Example]:
-    order = sorted(range(len(retrieval.keys)), key=lambda i: hashlib.blake2b(retrieval.keys[i].encode()).digest())
+    order = sorted(range(len(retrieval.keys)), key=lambda i: by_hash(retrieval.keys[i]))
     chosen: list[int] = []
     for i in order:  # one of each cluster first: three clips of one stamp would show one stamp
         if len(chosen) < each and retrieval.clusters[i] not in {retrieval.clusters[j] for j in chosen}:

@@ -15,7 +15,7 @@ from mmfusion import runs
 from mmfusion.errors import UserError
 from mmfusion.evaluation.measure import Evaluation, Row
 from mmfusion.report import curves, svg
-from mmfusion.report.examples import Example, share_right
+from mmfusion.report.examples import Answered, Example, share_right
 
 
 class PageError(UserError):
@@ -32,6 +32,7 @@ def write(
     examples: Sequence[Example],
     counts: Mapping[str, str],
     earlier: Sequence[Row] = (),
+    answers: Sequence[Answered] = (),
 ) -> None:
     """Write the report, whole or not at all.
 
@@ -42,6 +43,9 @@ def write(
     cards: dict[str, list[Example]] = {}
     for example in examples:
         cards.setdefault(example.task, []).append(example)
+    answered: dict[str, list[Answered]] = {}
+    for answer in answers:
+        answered.setdefault(answer.task, []).append(answer)
     page = environment().get_template("report.html.j2").render(
         title=title,
         facts=facts,
@@ -51,6 +55,7 @@ def write(
         cards=cards,
         right=share_right(examples),
         shown=len(examples),
+        answered=answered,
         curves=curves.plots(history),
         counts=counts,
         earlier=before_and_after(earlier),

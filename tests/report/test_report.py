@@ -14,9 +14,9 @@ import soundfile
 from html_page import Page, assert_whole
 from PIL import Image
 
-from mmfusion.evaluation.bench import Outcome, Result, Retrieval
+from mmfusion.evaluation.bench import Outcome, Result, Retrieval, Said
 from mmfusion.evaluation.measure import Evaluation, row
-from mmfusion.report import collect, facts_of, html, write
+from mmfusion.report import answered, collect, facts_of, html, write
 from mmfusion.report.curves import plots, read_history
 from mmfusion.report.html import bounds, direction, value
 from mmfusion.types import Modality, Part
@@ -82,6 +82,14 @@ def evaluation() -> Evaluation:
         ),
         "spoken": Result((Outcome("R@1", hits, ["one"] * 20, 0.1),), retrieval([clip], ["heart", "b"], (picture,) * 2)),
         "watch": Result((), retrieval([watch], ["walk", "run"])),
+        "answers": Result(
+            (Outcome("about image, exact", hits, clusters, 0.1),),
+            said=tuple(
+                Said(f"{kind} {i}", kind, (picture, Part(type="text", text=HOSTILE)), f"answer {i}", ("ANSWER 1", "b"))
+                for kind in ("language", "sound")
+                for i in range(2)
+            ),
+        ),
         "things": Result(
             tuple(Outcome(f"R@1 from {m}", hits, clusters, 0.1, subset=(m,)) for m in ("picture", "speech"))
         ),
@@ -108,6 +116,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         history=run / "metrics.csv",
         evaluation=done,
         examples=collect(Speaker(), done),
+        answers=answered(done),
         counts={"Padding": "3 %"},
     )
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
@@ -122,6 +131,15 @@ def test_what_data_says_stays_text(report: tuple[Path, str]) -> None:
     _, source = report
     assert "<script" not in source
     assert source.count("&lt;script&gt;") >= 4  # a baseline's name, a candidate, the command, a reason
+
+
+def test_one_answer_of_each_kind_of_question_is_shown(report: tuple[Path, str]) -> None:
+    cards = [card for card in answered(evaluation()) if card.task == "answers"]
+    assert [card.kind for card in cards] == ["language", "sound"]
+    assert [card.right for card in cards] == [card.said == "answer 1" for card in cards]
+    assert (cards[0].asked, cards[0].truth) == (HOSTILE, "ANSWER 1")
+    text = Page(report[1]).text
+    assert text.index("Held-out questions") < text.index("Language") < text.index(cards[0].said)
 
 
 def test_inputs_can_be_seen_and_played(report: tuple[Path, str]) -> None:
