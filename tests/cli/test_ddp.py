@@ -73,6 +73,25 @@ def test_a_rank_that_is_ended_ends_the_run(
         assert runs.read(run).status.state == "stopped"
 
 
+@pytest.mark.slow  # two processes, three times
+def test_two_ranks_killed_and_resumed_end_in_the_weights_of_two_never_stopped(few: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    given = [*TRAIN, "trainer=ddp", "steps=12", "callbacks.resume.every_n_train_steps=2", *of_few(few)]
+    subprocess.run([*given, f"paths.run={whole}"], check=True, capture_output=True)
+    first = subprocess.Popen([*given, f"paths.run={cut}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while first.poll() is None and not runs.resume_points(cut):
+        time.sleep(0.01)
+    others = psutil.Process(first.pid).children(recursive=True)
+    for process in (*others, psutil.Process(first.pid)):
+        process.kill()
+    first.wait(timeout=60)
+    psutil.wait_procs(others, timeout=60)
+    assert not (cut / "report.html").exists()
+    subprocess.run([*TRAIN, f"resume={cut}"], check=True, capture_output=True)
+    weights = [load_file(run / "checkpoint" / "model.safetensors") for run in (whole, cut)]
+    assert all(torch.equal(weights[1][name], expected) for name, expected in weights[0].items())
+
+
 def test_a_run_of_a_sweep_has_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = ["trainer=ddp", "seed=0,1", "steps=1", *SMALL, f"paths.runs={tmp_path}"]
     assert main(["train", "-m", *how]) == 1
