@@ -62,12 +62,13 @@ class Names:
     """What the samples of one source are called, each name once: in each language, in English all and by a label."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self.all, self.of = _names(samples), names_by_language(samples)
+        self.of = names_by_language(samples)
+        self.all = self.of.get("en", [])
         self._alike: dict[tuple[str, str | None], list[str]] = {}
         for label in ("category", "subcategory"):
             for value in {sample.labels.get(label) for sample in samples}:
-                alike = _names(sample for sample in samples if sample.labels.get(label) == value)
-                self._alike[label, value] = alike
+                alike = names_by_language([sample for sample in samples if sample.labels.get(label) == value])
+                self._alike[label, value] = alike.get("en", [])
 
     def alike(self, sample: Sample, label: str) -> list[str]:
         """Of the samples that have the same label."""
@@ -94,7 +95,7 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
         yield against(sample, "wrong-category", 0, question, wrong)
         yield from between(sample, 0, asker.choice(picture, category, KINDS_OF_THINGS))
     languages = sorted(called)
-    if languages:  # a choice of names too, without which kinds are preferred where names are asked for
+    if languages:
         language = asker.rng.choice(languages)
         yield from between(sample, 1, asker.choice(picture, called[language], names.of[language]))
     times, most = (LANGUAGES_ASKED, 1 + WRONG) if split == "train" else (1, 2)
@@ -103,10 +104,6 @@ def about_picture(sample: Sample, names: Names, split: str) -> Iterator[Sample]:
         if wrong := sorted({called[language] for language in rest} - {called[asked]}):
             question = asker.question("translation", picture, called[asked], language=LANGUAGES[asked])
             yield against(sample, "wrong-language", number, question, wrong)
-
-
-def _names(samples: Iterable[Sample]) -> list[str]:
-    return sorted({name for sample in samples if (name := english(sample))})
 
 
 def between(sample: Sample, number: int, choices: Sequence[Question]) -> Iterator[Sample]:

@@ -32,8 +32,7 @@ def single(about: Asked, split: Split, allow: Collection[str], out: Path | None)
         terminal.show(terminal.metrics(done.metrics))
     page = {"title": name, "facts": _facts(about, split), "history": Path(), "counts": {}}
     if out:
-        cards = {"examples": collect(model, done), "answers": answered(done)}
-        write(out / "evaluation.html", **page, evaluation=done, **cards)
+        write(out / "evaluation.html", **page, evaluation=done, examples=collect(model, done), answers=answered(done))
     return _ended({name: done}, done.metrics, out)
 
 

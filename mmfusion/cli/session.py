@@ -128,15 +128,7 @@ def train(
         converters=converter,
         began_with=weights_sha256(parent) if parent else None,
     )
-    fitter = trainer(
-        max_steps=runs.ended_at(run) or steps,
-        callbacks=list(callbacks.values()),
-        logger=list(logger.values()),
-        default_root_dir=run,
-    )
-    _validate_by_steps(fitter)
-    if fitter.world_size > 1:
-        _refuse_several(fitter)
+    fitter = _fitter(trainer, run, steps, callbacks.values(), logger.values())
     if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
     began = time.monotonic()
@@ -149,15 +141,21 @@ def train(
     if not fitter.global_step:
         return  # a callback had something else to do, such as finding a learning rate
     print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
-    step = choose_weights(fitter, module, keep)
-    _finish(tree, run, module, data, evaluation, step, seconds, parent, earlier or {})
+    _finish(tree, run, module, data, evaluation, choose_weights(fitter, module, keep), seconds, parent, earlier or {})
 
 
-def _validate_by_steps(fitter: pl.Trainer) -> None:
-    """Lightning counts micro-batches between validations."""
+def _fitter(
+    trainer: Callable[..., pl.Trainer], run: Path, steps: int, callbacks: Iterable[Callback], loggers: Iterable[Logger]
+) -> pl.Trainer:
+    """Raises ConfigError where several processes cannot do what one can."""
+    max_steps = runs.ended_at(run) or steps
+    fitter = trainer(max_steps=max_steps, callbacks=[*callbacks], logger=[*loggers], default_root_dir=run)
     every = getattr(fitter, "val_check_interval", None)  # a time has none
-    if isinstance(every, int):
+    if isinstance(every, int):  # Lightning counts micro-batches between validations
         fitter.val_check_interval = every * fitter.accumulate_grad_batches
+    if fitter.world_size > 1:
+        _refuse_several(fitter)
+    return fitter
 
 
 def _refuse_several(fitter: pl.Trainer) -> None:

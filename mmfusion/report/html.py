@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
@@ -16,6 +16,8 @@ from mmfusion.errors import UserError
 from mmfusion.evaluation.measure import Evaluation, Row
 from mmfusion.report import curves, svg
 from mmfusion.report.examples import Answered, Example, share_right
+
+Card = TypeVar("Card", Example, Answered)
 
 
 class PageError(UserError):
@@ -40,22 +42,16 @@ def write(
     order; `history` is the metrics.csv of the run, with a `step` column. `earlier` are rows of
     `mmfusion.evaluation.comparison` of the checkpoints `before` and `after`, each with its `stage`.
     """
-    cards: dict[str, list[Example]] = {}
-    for example in examples:
-        cards.setdefault(example.task, []).append(example)
-    answered: dict[str, list[Answered]] = {}
-    for answer in answers:
-        answered.setdefault(answer.task, []).append(answer)
     page = environment().get_template("report.html.j2").render(
         title=title,
         facts=facts,
         evaluation=evaluation,
         tasks=tasks(evaluation.metrics),
         subsets=subsets(evaluation.metrics),
-        cards=cards,
+        cards=by_task(examples),
         right=share_right(examples),
         shown=len(examples),
-        answered=answered,
+        answered=by_task(answers),
         curves=curves.plots(history),
         counts=counts,
         earlier=before_and_after(earlier),
@@ -143,6 +139,14 @@ def tasks(metrics: Sequence[Row]) -> dict[str, list[Row]]:
     for row in metrics:
         if "subset" not in row:
             found.setdefault(row["task"], []).append(row)
+    return found
+
+
+def by_task(cards: Sequence[Card]) -> dict[str, list[Card]]:
+    """The cards of each task, in their order."""
+    found: dict[str, list[Card]] = {}
+    for card in cards:
+        found.setdefault(card.task, []).append(card)
     return found
 
 
