@@ -12,7 +12,7 @@ Nothing here is a pickle, nothing is fetched, and only classes on an exact list 
 """
 
 from mmfusion.checkpoint.layout import ADAPTER, CONFIG, HASHED, LINEAGE, TOKENIZER, WEIGHTS, CheckpointError, locate
-from mmfusion.checkpoint.reading import check_same, check_vocabulary, fill, load, plain_yaml
+from mmfusion.checkpoint.reading import check_same, check_vocabulary, fill, load, plain_yaml, quantization
 from mmfusion.checkpoint.trust import BUILDABLE, Allowed, buildable, check_buildable
 from mmfusion.checkpoint.writing import data_of, lineage, save, write_card
 
@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "locate",
     "plain_yaml",
+    "quantization",
     "save",
     "write_card",
 ]

@@ -12,6 +12,7 @@ CONFIG, WEIGHTS, TOKENIZER, LINEAGE, CARD, TEMPLATE = (
     "config.yaml", "model.safetensors", "tokenizer.model", "lineage.json", "README.md", "chat_template.jinja",
 )  # fmt: skip
 HASHED = (CONFIG, WEIGHTS, TOKENIZER)
+QUANTIZATION = "quantization"  # a key of config.yaml, where the weights are integers
 ADAPTER = "adapter"  # a folder, where the model was trained with one
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 

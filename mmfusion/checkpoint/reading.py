@@ -16,6 +16,7 @@ from mmfusion.checkpoint.layout import (
     FORMAT,
     HASHED,
     LINEAGE,
+    QUANTIZATION,
     TOKENIZER,
     WEIGHTS,
     CheckpointError,
@@ -24,8 +25,10 @@ from mmfusion.checkpoint.layout import (
 )
 from mmfusion.checkpoint.trust import Allowed, buildable, check_buildable, entries
 from mmfusion.checkpoint.weights import fill_from, read_header
-from mmfusion.config import ConfigError, build, leaves
+from mmfusion.config import ConfigError, build, check, leaves
 from mmfusion.converters import lora
+from mmfusion.converters.quantize import Quantize
+from mmfusion.errors import UserError
 from mmfusion.runs import plain
 
 
@@ -53,10 +56,24 @@ def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict
         raise CheckpointError(f"{folder / CONFIG}: model cannot be built ({reason}); was it edited?") from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{folder / CONFIG}: model is a {type(model).__name__}, no module; was it edited?")
+    if QUANTIZATION in config:
+        _quantize(model, config[QUANTIZATION], folder / CONFIG)
     fill_from(model, stored, folder / WEIGHTS)
     if (folder / ADAPTER).exists():
         load_adapter(folder / ADAPTER, model, sha256(folder / WEIGHTS))
     return model.eval(), config
+
+
+def _quantize(model: nn.Module, node: object, path: Path) -> None:
+    """Let a model hold integers as the model of the checkpoint did; which ones, its weights say."""
+    try:
+        named = {name: value for name, value in node.items() if name != "_target_"} if isinstance(node, dict) else {}
+        check(named, Quantize)
+        Quantize(**named).structure(model)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {QUANTIZATION}.{error.problems[0]}; was it edited?") from error
+    except UserError as error:
+        raise CheckpointError(f"{path}: {QUANTIZATION}: {error}") from error
 
 
 def fill(model: nn.Module, folder: Path) -> None:
@@ -87,6 +104,11 @@ def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
     if differing:
         raise CheckpointError(f"checkpoint={folder}: of another model: {'; '.join(differing)}; set the same")
     check_vocabulary(folder, tokenizer)
+
+
+def quantization(folder: Path) -> dict[str, Any] | None:
+    """How a checkpoint's weights were quantized, a node of `Quantize`; None for weights in full."""
+    return _read_config(locate(folder) / CONFIG).get(QUANTIZATION)
 
 
 def check_vocabulary(folder: Path, tokenizer: Path) -> None:

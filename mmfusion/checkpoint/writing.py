@@ -33,7 +33,7 @@ from mmfusion.checkpoint.layout import (
     weights_sha256,
 )
 from mmfusion.checkpoint.weights import once
-from mmfusion.converters import lora
+from mmfusion.converters import lora, packing
 from mmfusion.data.batching import CHAT_TEMPLATE
 from mmfusion.data.shards import MANIFEST
 
@@ -45,6 +45,7 @@ def save(
 
     `config` has the resolved nodes `model` and `pipeline`; the tokenizer of the latter is the one beside it. A tensor
     that two names share is written under the first. Adapters stand apart from the weights that they were trained with.
+    A model that `Quantize` converted has its node too, as `quantization`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
@@ -54,7 +55,7 @@ def save(
         pipeline = {name: value for name, value in config["pipeline"].items() if name != "tokenizer"}
         tree = {"format": FORMAT, **config, "pipeline": pipeline}
         (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        state = lora.base_state(model, once(model))
+        state = packing.in_file(lora.base_state(model, once(model)))
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, draft / WEIGHTS)
         shutil.copyfile(tokenizer, draft / TOKENIZER)
         shutil.copyfile(CHAT_TEMPLATE, draft / TEMPLATE)

@@ -31,11 +31,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmfusion import api, checkpoint, config, report, runs
-from mmfusion.checkpoint import fill, locate
-from mmfusion.checkpoint.layout import weights_sha256
+from mmfusion.checkpoint import fill, locate, quantization
+from mmfusion.checkpoint.layout import QUANTIZATION, weights_sha256
 from mmfusion.cli import ranks
 from mmfusion.config import ConfigError
 from mmfusion.converters.lora import Lora
+from mmfusion.converters.quantize import Quantize
 from mmfusion.data.datamodule import DataModule
 from mmfusion.data.shards import read_manifest
 from mmfusion.evaluation import comparison
@@ -90,7 +91,7 @@ def train(
     evaluation: Mapping[str, Callable[..., Any]],
     paths: Paths,
     parameters: ParameterGroups,
-    converter: Mapping[str, Lora] | None = None,
+    converter: Mapping[str, Lora | Quantize] | None = None,
     weights: Mapping[str, Annotated[float, Ge(0)]] | None = None,
     keep: Literal["last", "best"] = "last",
     compile: bool = False,
@@ -131,6 +132,8 @@ def train(
     fitter = _fitter(trainer, run, steps, callbacks.values(), logger.values())
     if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
+    if parent and quantization(parent) and fitter.is_global_zero:
+        print(f"{parent} holds integers; training begins with what they stand for, in full", flush=True)
     began = time.monotonic()
     _fit(fitter, module, data, point, callbacks.values())
     data.skips.end()
@@ -231,9 +234,13 @@ def _finish(
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
     runs.mark(run, "evaluating", step=steps)
+    config_of = {"model": tree["model"], "pipeline": tree["data"]["pipeline"]}
+    if module.quantizer:
+        module.quantizer.convert(module.model)
+        config_of[QUANTIZATION] = module.quantizer.node
     checkpoint.save(
         run / "checkpoint",
-        config={"model": tree["model"], "pipeline": tree["data"]["pipeline"]},
+        config=config_of,
         model=module.model,
         tokenizer=data.tokenizer,
         lineage=checkpoint.lineage(
@@ -302,6 +309,18 @@ def _before_and_after(
     return rows
 
 
+def _refuse_requantizing(tree: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a checkpoint of integers is to be quantized in another way."""
+    theirs, folder = checkpoint.quantization(Path(tree["checkpoint"])), tree["checkpoint"]
+    for name, node in (tree.get("converter") or {}).items():
+        converter = config.build(node) if theirs else None
+        if theirs and isinstance(converter, Quantize) and converter.node != theirs:
+            key = next(key for key, value in converter.node.items() if value != theirs.get(key))
+            told = f"is quantized already, with {key}={theirs.get(key)}, not {converter.node[key]}"
+            remedy = f"set converter.{name}.{key} so, or begin with the checkpoint that it was made of"
+            raise ConfigError([f"checkpoint={folder}: {told}; {remedy}"])
+
+
 def _try_optimizer(tree: Mapping[str, Any]) -> None:
     """torch's own checks of rates, betas and schedules, before any data is opened: they stand in no signature."""
     key = "optim"
@@ -349,6 +368,7 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     _try_optimizer(tree)
     if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
+        _refuse_requantizing(tree)
     for _, node in config.nodes(tree["objective"], "objective"):
         if node.get("_target_") == f"{Learned.__module__}.{Learned.__qualname__}":
             checkpoint.check_vocabulary(Path(node["checkpoint"]), Path(tree["data"]["tokenizer"]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfusion.converters.importing import quietly
+from mmfusion.converters.rounding import replace
 from mmfusion.errors import UserError
 
 BLOCK, BLOCK_OF_SCALES = 64, 256  # how many values share a scale
@@ -85,7 +86,7 @@ def check_available() -> None:
 def pack(model: nn.Module, names: list[str], *, double: bool) -> None:
     """Put `NF4Linear` in the place of the linear maps of these names."""
     for name in names:
-        _replace(model, name, NF4Linear(model.get_submodule(name), double))  # pyright: ignore[reportArgumentType]
+        replace(model, name, NF4Linear(model.get_submodule(name), double))  # pyright: ignore[reportArgumentType]
 
 
 def unpack(model: nn.Module) -> None:
@@ -93,7 +94,7 @@ def unpack(model: nn.Module) -> None:
     for name, packed in _packed(model).items():
         plain = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
         plain.weight, plain.bias = nn.Parameter(packed.weight, requires_grad=False), packed.bias
-        _replace(model, name, plain)
+        replace(model, name, plain)
 
 
 def unpacked(model: nn.Module) -> dict[str, Tensor]:
@@ -103,11 +104,6 @@ def unpacked(model: nn.Module) -> dict[str, Tensor]:
 
 def _packed(model: nn.Module) -> dict[str, NF4Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, NF4Linear)}
-
-
-def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
 
 
 def _functional() -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmfusion.models.attention.cache import Cache
 from mmfusion.models.attention.executors import ExecutorName
 from mmfusion.models.attention.rules import Places, Rule
-from mmfusion.models.layers import Transformer
+from mmfusion.models.layers import Transformer, weight_of
 
 
 class Decoder(nn.Module):
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
     @property
     def unembedding(self) -> Tensor:
         """[V, D]: logits = hidden @ unembedding.T."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        return weight_of(self.embedding if self.head is None else self.head)
 
     def forward(self, x: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
         """x[R, L, D] at `places`[R, L] -> hidden[R, L, D]. A cache holds open documents, which have no answers yet."""
@@ -70,5 +70,5 @@ class Decoder(nn.Module):
             kv_heads=self.transformer.kv_heads,
             capacity=capacity,
             head_width=self.transformer.head_width,
-            like=self.embedding.weight,
+            like=self.transformer.norm.weight,
         )

@@ -60,8 +60,9 @@ def stream(
     document = torch.arange(K, device=x.device).repeat_interleave(samples)[:, None]
     generators = [torch.Generator().manual_seed(own) for own in ([seed] if seeds is None else seeds)]
     open_ = torch.ones(K * samples, dtype=torch.bool, device=x.device)
+    unembedding = model.decoder.unembedding  # made in full once, where the model holds integers
     for step in range(max_new):
-        logits = (last @ model.decoder.unembedding.T).float()
+        logits = (last @ unembedding.T).float()
         logits[:, list(banned)] = -torch.inf
         dice = torch.stack([torch.rand(samples, generator=one) for one in generators])
         piece = choose(logits, temperature, top_p, dice.to(logits).expand(K, samples).flatten())

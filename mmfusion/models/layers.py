@@ -191,6 +191,14 @@ class Merge(nn.Module):
         return self.project(x), (coords * share).sum(dim=2) / total.clamp(min=1), total[..., 0] > 0
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight that a layer works with, in full, whatever a converter made of the one that it holds."""
+    weight: Tensor = layer.get_parameter("weight")
+    if (rounded := getattr(layer, "weight_fake_quantizer", None)) is not None:
+        return rounded(weight)
+    return weight.dequantize() if hasattr(weight, "qdata") else weight
+
+
 def one_part_a_row(valid: Tensor, position: Tensor | None = None) -> Places:
     """Places[P, N] for encoders: a part's valid patches are one document, its padding is another."""
     document = torch.where(valid, 0, -1)

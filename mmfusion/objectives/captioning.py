@@ -31,16 +31,16 @@ class Captioning(nn.Module):
         return batch
 
     def count(self, batch: Batch) -> int:
-        return int((_labels(batch.rows) != IGNORE).sum())
+        return int((learnt_labels(batch.rows) != IGNORE).sum())
 
     def forward(self, outputs: Outputs, batch: Batch) -> dict[str, Loss]:
-        rows, labels = batch.rows, _labels(batch.rows)
+        rows, labels = batch.rows, learnt_labels(batch.rows)
         each = captioning_loss(outputs.hidden, outputs.unembedding, labels, self.label_smoothing)
         owner = rows.owner[rows.document[labels != IGNORE]]
         return {"captioning": Loss(each.sum(), len(each), each.detach(), owner)}
 
 
-def _labels(rows: Rows) -> Tensor:
+def learnt_labels(rows: Rows) -> Tensor:
     """labels[R, L] without those of answers that another one to the same prompt is better than."""
     learnt = torch.cat([best(rows), rows.score.new_ones(1, dtype=torch.bool)])  # -1: the prompt's
     return torch.where(learnt[rows.answer], rows.labels, IGNORE)

@@ -61,6 +61,11 @@ def log_probability(
     return logits.index_fill(1, never, -torch.inf).log_softmax(dim=-1)
 
 
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p ‖ q) [n] in nats of log-probabilities p, q[n, V]."""
+    return torch.linalg.vecdot(p.exp(), p - q)
+
+
 # Losses of pairs. policy, reference and length [n, 2] are the log-probabilities that the model and the reference give
 # two answers to one prompt, and their pieces; the chosen answer stands first. All give [n].
 

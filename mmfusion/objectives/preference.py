@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mmfusion.objectives.functional import captioning_loss, log_probability
+from mmfusion.objectives.functional import captioning_loss, divergence, log_probability
 from mmfusion.objectives.kept import Kept
 from mmfusion.rows import best
 from mmfusion.types import IGNORE, MODALITIES, Batch, Loss, Modality, Outputs, Rows
@@ -112,7 +112,7 @@ def _divergence(now: Outputs, then: Outputs, rows: Rows, answers: Tensor) -> Ten
     """KL(now ‖ then) of the next pieces, summed over the places of some of the answers, [K]; 0 for the others."""
     places = answer_places(rows) & torch.isin(rows.answer, answers)
     p, q = (log_probability(one.hidden[places], one.unembedding) for one in (now, then))
-    return p.new_zeros(len(rows.of)).index_add(0, rows.answer[places], torch.linalg.vecdot(p.exp(), p - q))
+    return p.new_zeros(len(rows.of)).index_add(0, rows.answer[places], divergence(p, q))
 
 
 def answer_places(rows: Rows) -> Tensor:

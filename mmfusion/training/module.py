@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mmfusion.converters.quantize import Quantize
 from mmfusion.data.datamodule import datamodule_of
 from mmfusion.data.order import stable_hash
 from mmfusion.data.tokenizer import Tokenizer
+from mmfusion.errors import UserError
 from mmfusion.models.multimodal import MultimodalModel
+from mmfusion.objectives.distillation import Distillation
 from mmfusion.ranks import of_all
 from mmfusion.training import points
 from mmfusion.training.optim import ParameterGroups, apply_shares
@@ -82,10 +85,11 @@ class TrainingModule(pl.LightningModule):
 
     Takes factories, not modules: everything is built in `configure_model`, after seeding there, so that the initial
     weights are the same in every layout of ranks. `weights` scales objectives by name (1 where none is given); `start`
-    fills the new model with weights to begin from, which `converters` then change in order; objectives that compare get
-    the model as it is then. A run goes on only with the weights it `began_with` (their sha256) and the models that
-    judged. `compiled` compiles the model's parts (torch.compile), `recompute` keeps no activations inside blocks
-    (gradient checkpointing). Callbacks put what they measure in a step that `logs_now` into `told`.
+    fills the new model with weights to begin from, which `converters` then change in order (`quantizer` is the one that
+    will make integers of them); objectives that compare get the model as it is then. A run goes on only with the
+    weights it `began_with` (their sha256) and the models that judged. `compiled` compiles the model's parts
+    (torch.compile), `recompute` keeps no activations inside blocks (gradient checkpointing). Callbacks put what they
+    measure in a step that `logs_now` into `told`.
     """
 
     model: MultimodalModel
@@ -109,6 +113,12 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         if unknown := sorted(set(weights) - set(objectives)):
             raise ValueError(f"weights.{unknown[0]}: no such objective; there are: {', '.join(sorted(objectives))}")
+        quantizers = [convert for convert in (converters or {}).values() if isinstance(convert, Quantize)]
+        if len(quantizers) > 1:
+            raise UserError("converter: a model is quantized once; leave one of int8, int8_int4 and int4")
+        self.quantizer = quantizers[0] if quantizers else None
+        if self.quantizer and (share := self.quantizer.distillation):
+            objectives, weights = {**objectives, "distillation": Distillation}, {**weights, "distillation": share}
         self._factories = (model, dict(objectives))
         self._optimizer, self._scheduler = optimizer, scheduler
         self._weights = {name: float(weights.get(name, 1.0)) for name in objectives}
@@ -135,6 +145,8 @@ class TrainingModule(pl.LightningModule):
         self._groups.hold(self)
         if self._start:
             self._start(self.model)
+        if self.quantizer and self.quantizer.distillation:
+            self.objectives["distillation"].teacher = Frozen(self.model)  # pyright: ignore[reportArgumentType]
         for convert in self._converters.values():
             convert(self.model)
         self.attach_references()
@@ -178,6 +190,8 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         data = datamodule_of(self.trainer)
         self.read_with(data.pipeline.tokenizer)
+        if self.quantizer and self.trainer.is_global_zero:
+            print(self.quantizer.told(self.model), flush=True)
         for _, objective in self._named_objectives():
             if isinstance(objective, Speaking):
                 objective.speaker = Speaker(self.model, data.pipeline.tokenizer)
@@ -261,6 +275,8 @@ class TrainingModule(pl.LightningModule):
         micro = batch_idx % self.trainer.accumulate_grad_batches
         stripe = micro * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(stable_hash("micro-batch", self._seed, self.global_step, stripe))
+        if self.quantizer:
+            self.quantizer.at_step(self.model, self.global_step)
         if not micro:
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 

@@ -36,7 +36,9 @@ class SensorEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.merge, self.points = width, merge, points
-        self.maps = nn.Parameter(torch.randn(buckets, 2 * points, width) * (2 * points) ** -0.5)
+        self.maps = nn.Embedding(buckets, 2 * points * width)
+        with torch.no_grad():
+            self.maps.weight.mul_((2 * points) ** -0.5)
         self.grid = CoordinateEncoding(width, {0: (2.0, 64.0), 1: (2.0, 64.0)})
         self.time = CoordinateEncoding(width, {0: (0.5, 240.0)})
         self.transformer = Transformer(width=width, depth=depth, heads=heads, mlp_ratio=mlp_ratio)
@@ -54,7 +56,7 @@ class SensorEncoder(nn.Module):
 
     def _channel_maps(self, channels: Channels) -> Tensor:
         """[P, C, 2·S, D]: each channel's linear map; zeros for padding."""
-        maps = self.maps[channels.name % self.maps.shape[0]]
+        maps = self.maps(channels.name % self.maps.num_embeddings).unflatten(-1, (2 * self.points, self.width))
         count = channels.valid.sum(dim=1).clamp(min=1)
         share = channels.valid / count[:, None].sqrt()
         return maps * ((1 + self.grid(channels.grid)) * share[..., None]).unsqueeze(2)

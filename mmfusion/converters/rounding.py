@@ -1,0 +1,168 @@
+"""torchao's parts of quantization, as they are wanted here: which layers are rounded how, and what rounds them.
+
+torchao is imported where there is something to quantize, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmfusion.converters.importing import quiet, quietly
+from mmfusion.errors import UserError
+
+Scheme = Literal["int8", "int8_int4", "int4"]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a layer is rounded. A `table` is read by rows and multiplied with nothing that is rounded; `group` weights of
+    a row share a scale."""
+
+    scheme: Scheme
+    table: bool
+    group: int
+
+    @property
+    def integer_product(self) -> bool:
+        """Whether integers are multiplied with integers; all others make full numbers of them first."""
+        return self.scheme == "int8" and not self.table
+
+    def config(self) -> Any:
+        """torchao's configuration of a layer for good."""
+        ao = torchao()
+        dtype = torch.int8 if self.scheme == "int8" else getattr(torch, "int4")  # noqa: B009  (torch's stubs lack it)
+        by = ao.PerAxis(0) if self.scheme == "int8" else ao.PerGroup(self.group)
+        if self.table or self.scheme == "int4":
+            return ao.IntxWeightOnlyConfig(weight_dtype=dtype, granularity=by)
+        if self.scheme == "int8_int4":
+            return ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=by)
+        return ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+
+    def prepare(self, model: nn.Module, names: Collection[str]) -> None:
+        """Let these layers round in the forward pass, and learn in full; in place."""
+        qat = quietly("torchao.quantization.qat")
+        how: dict[str, Any] = {}
+        if self.integer_product:  # of which torchao infers no way to round while training
+            how["activation_config"] = qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
+            how["weight_config"] = qat.IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)
+        else:
+            how["base_config"] = self.config()
+        with quiet():
+            torchao().quantize_(model, qat.QATConfig(**how, step="prepare"), among(names))
+        for name in names if self.integer_product else ():
+            layer: Any = model.get_submodule(name)
+            layer.activation_fake_quantizer = RoundedByToken()
+
+    def convert(self, model: nn.Module, names: Collection[str]) -> None:
+        """Let these layers, plain ones, hold integers; in place."""
+        torchao().quantize_(model, self.config(), among(names))
+        for name in names:
+            layer: Any = model.get_submodule(name)
+            if self.integer_product:
+                layer.weight.act_quant_kwargs = by_token()
+            if isinstance(layer, nn.Embedding):
+                replace(model, name, ByRow(layer))
+
+
+class RoundedByToken(nn.Module):
+    """Each token x[..., D] in eight bits with a scale of its own, as layers with an integer product round it; the
+    gradient goes straight through."""
+
+    enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ThroughInt8.apply(x) if self.enabled else x
+
+
+class _ThroughInt8(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        by = by_token()
+        return torchao().Int8Tensor.from_hp(x, by.granularity, by.mapping_type).dequantize()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class ByRow(nn.Embedding):
+    """An embedding that holds integers and makes full numbers of the rows that are asked for, and of no others."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.padding_idx = self.max_norm = None
+        self.weight = embedding.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        held: Any = self.weight
+        groups = held.scale.shape[-1]
+        return (held.qdata[input].unflatten(-1, (groups, -1)) * held.scale[input].unsqueeze(-1)).flatten(-2)
+
+
+def plain(model: nn.Module) -> None:
+    """Prepared layers as they were before, with the weights that they have now; in place."""
+    qat = quietly("torchao.quantization.qat")
+    prepared = [name for name, module in model.named_modules() if hasattr(module, "weight_fake_quantizer")]
+    with quiet():
+        torchao().quantize_(model, qat.QATConfig(step="convert"), among(prepared))
+
+
+def switch(model: nn.Module, on: bool) -> None:
+    """Whether prepared layers round."""
+    for module in model.modules():
+        for which in ("weight_fake_quantizer", "activation_fake_quantizer"):
+            if (quantizer := getattr(module, which, None)) is not None:
+                quantizer.enabled = on
+
+
+def by_token() -> Any:
+    """How inputs are rounded where integers are multiplied: the largest number of a token is 127 or -128. torchao's
+    default puts it at 127.5, from where the last bit of a sum decides which way it falls: 1% of what a model says."""
+    int8, primitives = map(
+        quietly, ("torchao.quantization.quantize_.workflows", "torchao.quantization.quant_primitives")
+    )
+    largest_fits = primitives.MappingType.SYMMETRIC_NO_CLIPPING_ERR
+    return int8.QuantizeTensorToInt8Kwargs(granularity=torchao().PerRow(), mapping_type=largest_fits)
+
+
+def nearest_divisor(width: int, group: int) -> int:
+    """The divisor of `width` that is nearest to `group`, by their ratio; 1 is none."""
+    divisors = [size for size in range(2, width + 1) if width % size == 0]
+    return min(divisors, key=lambda size: abs(math.log(size / group)))
+
+
+def check_available() -> None:
+    """Raises UserError where this machine's products of eight-bit integers are missing, or overflow."""
+    product = getattr(torch, "_int_mm")  # noqa: B009  (private; torchao's kernel)
+    a = torch.full((32, 64), -128, dtype=torch.int8)
+    b = torch.full((64, 32), 127, dtype=torch.int8)
+    try:
+        right = bool((product(a, b) == -128 * 127 * 64).all())
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"converter: int8 does not run on this machine ({reason}); take int8_int4 or int4") from error
+    if not right:
+        raise UserError("converter: int8 products overflow on this machine; take int8_int4 or int4")
+
+
+def among(names: Collection[str]) -> Callable[[nn.Module, str], bool]:
+    """torchao's filter for just these layers."""
+    chosen = frozenset(names)
+    return lambda module, name: name in chosen
+
+
+def torchao() -> Any:
+    return quietly("torchao.quantization")
+
+
+def replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` in the place of the module of this name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
