@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmfusion.cli.flags import configuration, positive, positive_number
 
 if TYPE_CHECKING:
     from mmfusion.plan.budget import Budget
+    from mmfusion.plan.measured import Measured
+    from mmfusion.training.module import TrainingModule
 
 HELP = "count parameters, FLOPs and memory of a configuration"
 DESCRIPTION = """\
@@ -31,12 +33,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tflops", type=positive_number, metavar="T", help="achieved by a device (default: measured here)"
     )
+    help = "take two steps here, of one device, and print what they took beside what is counted"
+    parser.add_argument("--measure", action="store_true", help=help)
     parser.add_argument("--json", action="store_true", help="print numbers for programs")
     configuration(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    found = _budget(options)
+    tree = _settled(options)
+    taken = _taken(tree) if options.measure else None
+    found = _budget(tree)
     flops = options.tflops * 1e12 if options.tflops else _measured()
     told = {
         "step_flops": found.step_flops,
@@ -47,9 +53,10 @@ def run(options: argparse.Namespace) -> int:
         "fits": found.memory.total <= options.gpu_gb * 1e9 if options.gpu_gb else None,
     }
     if options.json:
-        print(json.dumps({**dataclasses.asdict(found), **told}, indent=1))
+        measured = {"measured": dataclasses.asdict(taken)} if taken else {}
+        print(json.dumps({**dataclasses.asdict(found), **told, **measured}, indent=1))
     else:
-        _print(found, told, options.gpu_gb)
+        _print(found, told, options.gpu_gb, taken)
     return 0
 
 
@@ -62,13 +69,11 @@ def _measured() -> float:
     return matrix_flops(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32)
 
 
-def _budget(options: argparse.Namespace) -> Budget:
+def _settled(options: argparse.Namespace) -> dict[str, Any]:
     from omegaconf import OmegaConf, open_dict
 
     from mmfusion import config
-    from mmfusion.cli.session import settled, train
-    from mmfusion.plan import budget
-    from mmfusion.training.module import TrainingModule
+    from mmfusion.cli.session import settled
 
     devices = [f"trainer.devices={options.devices}", "trainer.num_nodes=1"] if options.devices else []
     cfg = config.compose([*options.overrides, *devices], Path(options.config_dir) if options.config_dir else None)
@@ -76,10 +81,17 @@ def _budget(options: argparse.Namespace) -> Budget:
         for key in ("root", "tokenizer"):  # a recipe can be counted before there is data
             if OmegaConf.is_missing(cfg.data, key):
                 cfg.data[key] = "nowhere"
-    tree = settled(cfg)
+    return settled(cfg)
+
+
+def _module(tree: dict[str, Any]) -> TrainingModule:
+    from mmfusion import config
+    from mmfusion.cli.session import train
+    from mmfusion.training.module import TrainingModule
+
     wanted = ("model", "objective", "converter", "optim", "scheduler", "parameters")
     given = config.build_arguments({name: tree[name] for name in wanted if name in tree}, train)
-    module = TrainingModule(
+    return TrainingModule(
         model=given["model"],
         objectives=given["objective"],
         weights={},
@@ -89,10 +101,23 @@ def _budget(options: argparse.Namespace) -> Budget:
         parameters=given["parameters"],
         converters=given.get("converter"),
     )
-    return budget.count(module, tree["data"], tree["trainer"], recompute=bool(tree.get("gradient_checkpointing")))
 
 
-def _print(found: Budget, told: dict[str, float], gpu_gb: float | None) -> None:
+def _budget(tree: dict[str, Any]) -> Budget:
+    from mmfusion.plan import budget
+
+    recompute = bool(tree.get("gradient_checkpointing"))
+    return budget.count(_module(tree), tree["data"], tree["trainer"], recompute=recompute)
+
+
+def _taken(tree: dict[str, Any]) -> Measured:
+    from mmfusion.plan import measured
+
+    recompute = bool(tree.get("gradient_checkpointing"))
+    return measured.take(_module(tree), tree["data"], tree["trainer"], recompute=recompute)
+
+
+def _print(found: Budget, told: dict[str, float], gpu_gb: float | None, taken: Measured | None) -> None:
     from rich.table import Table
 
     from mmfusion.console import console
@@ -115,9 +140,12 @@ def _print(found: Budget, told: dict[str, float], gpu_gb: float | None) -> None:
     patches = ", ".join(f"{n:,} {name}" for name, n in found.patches.items())
     out.print(f"\nstep         {dealt}; patches: {patches}; {found.pieces:,} decoder pieces")
     out.print(f"counted on   {found.counted_on}")
-    each = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in dataclasses.asdict(memory).items())
+    each = ", ".join(f"{name} {value / 1e9:.3g}" for name, value in dataclasses.asdict(memory).items())
     out.print(f"memory       {memory.total / 1e9:.2f} GB a device: {each};")
     out.print("             an estimate: what the allocator cannot use and other processes take is not in it")
+    if taken:
+        each = ", ".join(f"{name} {value / 1e9:.3g}" for name, value in dataclasses.asdict(taken).items())
+        out.print(f"measured     {each} GB, of one device's second step")
     if gpu_gb:
         out.print(f"             {'fits' if told['fits'] else 'DOES NOT FIT'} into {gpu_gb:g} GB")
     how = "this machine's matrix peak, measured now" if told["flops_measured"] else "given"

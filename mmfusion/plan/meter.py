@@ -5,16 +5,17 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from mmfusion.training.speed import flop_counter
 
 REST = "rest"  # what happens between the parts, such as adding the losses up
 
@@ -35,8 +36,7 @@ class Meter:
         self.forward: Counter[str] = Counter()
         self.backward: Counter[str] = Counter()
         self.saved: Counter[str] = Counter()
-        self._flops = FlopCounterMode(display=False)
-        self._flops.mod_tracker = cast("Any", _NoModules())
+        self._flops = flop_counter()
         self._bytes = _Bytes()
         self._seen = WeakIdKeyDictionary()
         self._phase, self._counted = self.forward, 0
@@ -88,12 +88,6 @@ class Meter:
         if name != self._stack[-1]:
             self._enter([name])
         return tensor
-
-
-class _NoModules(nullcontext[None]):
-    """Instead of the counter's own view of modules, whose hooks would keep alive what a block recomputes."""
-
-    parents = frozenset({"Global"})
 
 
 class _Bytes(TorchDispatchMode):

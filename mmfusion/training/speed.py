@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -129,13 +130,27 @@ class Speed(Callback):
         return passed
 
 
+class _NoModules(nullcontext[None]):
+    """Instead of the counter's own view of modules, whose hooks would keep alive what a block recomputes, and fail
+    where a module is given a weight, as those are that round one."""
+
+    parents = frozenset({"Global"})
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's, of everything together."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = cast("Any", _NoModules())
+    return counter
+
+
 def flops_of(trainer: pl.Trainer, pl_module: Any, batch: Batch) -> int:
     """FLOPs of a batch, forward and backward, in a pass of its own: under the counter some results differ in their
     last bits, which a run that goes on would notice. No gradient is kept, and running statistics stay as they were;
     what it draws does not matter, since the numbers of each micro-batch are seeded after it."""
     statistics = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
     trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     with counter, torch.compiler.set_stance("force_eager"), trainer.precision_plugin.forward_context():
         losses, _ = pl_module.losses(batch)
         total = torch.stack([part.sum for parts in losses.values() for part in parts.values()]).sum()
