@@ -1,0 +1,199 @@
+"""Quantization as a converter: what is rounded and what is not, and that nothing changes from hop to hop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmfusion.checkpoint.weights import fill_from, once, read_header
+from mmfusion.converters import lora, packing
+from mmfusion.converters.lora import Lora
+from mmfusion.converters.quantize import Quantize
+from mmfusion.converters.rounding import ByRow, RoundedByToken, Rounding, nearest_divisor, plain
+from mmfusion.errors import UserError
+from mmfusion.models.multimodal import MultimodalModel
+from tests.models.tiny_multimodal import tiny_batch, tiny_model
+
+SCHEMES = ("int8", "int8_int4", "int4")
+GROUP = 8
+TOLERANCE = 1e-5  # of the largest number: sums of integers and of what they stand for differ in their last bits
+
+
+def outputs(model: MultimodalModel) -> dict[str, Tensor]:
+    """What each modality is embedded as, and the logits."""
+    with torch.no_grad():
+        out = model(tiny_batch())
+        return {**out.embeddings, "logits": out.hidden @ out.unembedding.T}
+
+
+def differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float((a[name] - b[name]).abs().max() / a[name].abs().max()) for name in a}
+
+
+def stirred(*converters: Any) -> MultimodalModel:
+    """A tiny model behind some converters, with adapters that do something."""
+    model = tiny_model().eval()
+    for convert in converters:
+        convert(model)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("adapters", ["none", "before", "behind"])
+def test_rounded_in_training_converted_and_read_again_are_one_model(scheme: Any, adapters: str, tmp_path: Path) -> None:
+    quantize, low_rank = Quantize(scheme=scheme, group=GROUP), Lora(rank=2, parts=["decoder", "encoders.image"])
+    order = {"none": [quantize], "before": [low_rank, quantize], "behind": [quantize, low_rank]}[adapters]
+    full = outputs(stirred(*(convert for convert in order if convert is low_rank)))
+    model = stirred(*order)
+    rounded = outputs(model)
+    assert all(0.001 < far < 1.5 for far in differ(full, rounded).values())  # it does round, everywhere
+    quantize.convert(model)
+    assert max(differ(rounded, outputs(model)).values()) < TOLERANCE
+
+    state = lora.base_state(model, once(model))
+    save_file({name: x.contiguous() for name, x in packing.in_file(state).items()}, tmp_path / "weights")
+    again = tiny_model().eval()
+    quantize.structure(again)
+    fill_from(again, read_header(tmp_path / "weights"), tmp_path / "weights")
+    if adapters != "none":
+        low_rank(again)
+        adapter = {name: x for name, x in model.state_dict().items() if ".lora_" in name}
+        assert not again.load_state_dict(adapter, strict=False).unexpected_keys
+    assert max(differ(outputs(model), outputs(again)).values()) == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_model_in_full_takes_what_integers_stand_for(scheme: Any, tmp_path: Path) -> None:
+    model = tiny_model().eval()
+    Quantize(scheme=scheme, group=GROUP).convert(model)
+    save_file({name: x.contiguous() for name, x in packing.in_file(once(model)).items()}, tmp_path / "weights")
+    full = tiny_model()
+    fill_from(full, read_header(tmp_path / "weights"), tmp_path / "weights")
+    for name, weight in full.named_parameters():
+        held: Any = model.get_parameter(name)
+        assert torch.equal(weight, held.dequantize() if hasattr(held, "qdata") else held)
+
+
+def test_weights_of_four_bits_by_hand() -> None:
+    """A group reaches from -8 to 7 with a step of its largest weight / 7.5: 0.75 would be 8, which is not there."""
+    layer = nn.Sequential(nn.Linear(4, 1, bias=False))
+    with torch.no_grad():
+        layer.get_parameter("0.weight").copy_(torch.tensor([[0.75, -0.34, 0.1, 0.04]]))
+    rounding = Rounding("int4", table=False, group=4)
+    rounding.prepare(layer, ["0"])
+    by_hand = torch.tensor([0.7, -0.3, 0.1, 0.0])
+    torch.testing.assert_close(layer(torch.eye(4))[:, 0], by_hand)
+    plain(layer)
+    rounding.convert(layer, ["0"])
+    torch.testing.assert_close(layer(torch.eye(4))[:, 0], by_hand)
+
+
+def test_a_token_of_eight_bits_by_hand() -> None:
+    """The largest number is 127 steps, or -128: here steps of 0.01, for each token its own."""
+    x = torch.tensor([[1.27, -0.504, 0.0049], [-2.56, 0.021, 0.03]], requires_grad=True)
+    rounded = RoundedByToken()(x)
+    torch.testing.assert_close(rounded, torch.tensor([[1.27, -0.5, 0.0], [-2.56, 0.02, 0.04]]))
+    rounded.backward(torch.full_like(x, 3.0))
+    assert torch.equal(x.grad, torch.full_like(x, 3.0))  # pyright: ignore[reportArgumentType]
+
+
+def test_prepared_it_learns_in_full_and_keeps_its_names() -> None:
+    plain, model = tiny_model(), stirred(Quantize(scheme="int4", group=GROUP)).train()
+    assert set(model.state_dict()) == set(plain.state_dict())
+    out = model(tiny_batch())
+    (out.hidden @ out.unembedding.T).square().mean().add(sum(e.sum() for e in out.embeddings.values())).backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_until_its_start_it_is_the_model_in_full() -> None:
+    quantize = Quantize(scheme="int8", start=3)
+    model, full = stirred(quantize), outputs(tiny_model().eval())
+    quantize.at_step(model, 2)
+    assert max(differ(full, outputs(model)).values()) == 0
+    quantize.at_step(model, 3)
+    assert min(differ(full, outputs(model)).values()) > 0.001
+
+
+def test_parts_have_schemes_of_their_own() -> None:
+    second = "decoder.transformer.blocks.1"
+    parts: Any = {"encoders": "none", "encoders.image": "int8", second: "int4", "embeddings": "int8"}
+    model = Quantize(scheme="int8_int4", group=GROUP, parts=parts).convert(tiny_model())
+    names = [name.removesuffix(".weight.int8") for name in once(model) if name.endswith(".int8")]
+    assert {"decoder.embedding", "encoders.text.embedding", "encoders.sensor.maps"} <= set(names)
+    assert [name for name in names if name.startswith("encoders.image.vit.blocks")]
+    assert not [name for name in names if name.startswith(("encoders.audio", "decoder.transformer"))]
+    assert not [name for name in once(model) if name.startswith("encoders") and name.endswith(".int4")]
+    decoder: Any = model.get_submodule("decoder.transformer.blocks")
+    rounds_inputs = [block.mlp.out.weight.activation_quantization is not None for block in decoder]
+    assert rounds_inputs == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"decodr": "int8"}, r"converter.parts.decodr: .* there are embeddings, head, decoder, decoder.embedding"),
+        ({"encoders": "none", "heads": "none", "fusion": "none", "decoder": "none"}, "nothing is left"),
+    ],
+)
+def test_parts_that_are_not_there_are_refused(parts: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Quantize(scheme="int4", parts=parts)(tiny_model())
+
+
+def test_over_weights_of_four_bits_it_is_refused() -> None:
+    with pytest.raises(UserError, match="qlora keeps weights in four bits already"):
+        stirred(Lora(rank=2, base="nf4"), Quantize(scheme="int4"))
+
+
+def test_where_integers_overflow_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.float() @ b.float()).clamp(-32768, 32767).int())
+    with pytest.raises(UserError, match="int8 products overflow on this machine; take int8_int4 or int4"):
+        Quantize(scheme="int4", parts={"decoder": "int8"})
+
+
+def test_tied_ends_read_the_same_rounded_weight() -> None:
+    quantize = Quantize(scheme="int4", group=GROUP)
+    model = stirred(quantize)
+    assert "tied, int4 at both" in quantize.told(model)
+    ids = torch.arange(model.decoder.vocab)
+    assert torch.equal(model.decoder.embedding(ids), model.decoder.unembedding)
+    quantize.convert(model)
+    assert isinstance(model.decoder.embedding, ByRow)
+    assert torch.equal(model.decoder.embedding(ids), model.decoder.unembedding)
+
+
+def test_ends_of_two_schemes_are_untied(tmp_path: Path) -> None:
+    quantize = Quantize(scheme="int4", group=GROUP, parts={"head": "none"})
+    model = stirred(quantize)
+    assert "apart, int4 where pieces are read, none where said" in quantize.told(model)
+    assert torch.equal(model.decoder.unembedding, tiny_model().decoder.unembedding)
+    quantize.convert(model)
+    names = {name for name in once(model) if name.startswith(("decoder.embedding", "decoder.head"))}
+    assert names == {"decoder.embedding.weight.int4", "decoder.embedding.weight.scale", "decoder.head.weight"}
+
+
+def test_adapters_can_be_merged_before_weights_are_rounded() -> None:
+    quantize = Quantize(scheme="int8", adapters="merge")
+    model = stirred(Lora(rank=2), quantize)
+    rounded = outputs(model)
+    with lora.switched_off(model):
+        without = outputs(model)
+    quantize.convert(model)
+    assert lora.names(model) == []
+    far = differ(rounded, outputs(model))["logits"]
+    assert 0 < far < 0.5 * differ(rounded, without)["logits"]  # near, and not the same: another sum is rounded
+
+
+@pytest.mark.parametrize(("width", "group", "nearest"), [(128, 32, 32), (344, 32, 43), (16, 32, 16), (97, 32, 97)])
+def test_the_divisor_of_a_row_that_is_nearest(width: int, group: int, nearest: int) -> None:
+    assert nearest_divisor(width, group) == nearest
