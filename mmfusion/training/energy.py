@@ -57,8 +57,8 @@ class Ledger:
         return self._before.plus(self.own.plus(self._others, together=True))
 
     def write(self, *, now: bool = True) -> None:
-        """Write energy.json; unless `now`, only where the last is `every_s` ago."""
-        if now or self._clock() - self._written >= self._every_s:
+        """Write energy.json if anything is metered; unless `now`, only where the last is `every_s` ago."""
+        if self._meters and (now or self._clock() - self._written >= self._every_s):
             energy.keep(self._run, self.spent)
             self._written = self._clock()
 
@@ -165,5 +165,9 @@ class Metered(api.Model):
 
 
 def metered(model: api.Model, run: Path) -> Metered:
-    """The model, metered from now on by what its device has, on top of what `run` has spent."""
-    return Metered(model, Ledger(run, power.meters(next(model.network.parameters()).device)))
+    """The model, metered from now on by what its device has, on top of what `run` has spent.
+
+    By nothing where its training was not metered (`~callbacks.energy`).
+    """
+    device = next(model.network.parameters()).device
+    return Metered(model, Ledger(run, power.meters(device) if (run / energy.FILE).exists() else []))

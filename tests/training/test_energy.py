@@ -21,7 +21,7 @@ from mmfusion.runs import energy
 from mmfusion.runs.energy import Energy, Source, Spent
 from mmfusion.training import energy as training
 from mmfusion.training import power
-from mmfusion.training.energy import EnergyMeter, Ledger, Metered
+from mmfusion.training.energy import EnergyMeter, Ledger, Metered, metered
 from tests import tiny_run
 
 CPU = torch.device("cpu")
@@ -192,6 +192,17 @@ def test_only_the_generation_of_an_evaluation_counts_for_its_tokens(
     assert spent.generation.tokens == spent.evaluation.tokens == model.pieces_said == plain.pieces_said
     assert 3 <= model.pieces_said <= 15
     assert written(tmp_path)["joules_per_generated_token"] == 5 / model.pieces_said
+
+
+def test_an_evaluation_is_metered_where_training_was(tmp_path: Path) -> None:
+    plain = api.load(tiny_run.save(tmp_path / "run"))
+    assert energy.line(metered(plain, tmp_path).spent()) == "not recorded"
+    assert not (tmp_path / "energy.json").exists()
+    energy.keep(tmp_path, Energy(training=Spent(joules={"cpu": 8.0}, samples=4)))
+    spent = metered(plain, tmp_path).spent()
+    assert spent.sources.keys() == {"cpu"}
+    assert (spent.training.total, spent.evaluation.total > 0) == (8, True)
+    assert energy.read(tmp_path) == spent
 
 
 # ----------------------------------------------------------------------------------------------------------- meters
