@@ -103,7 +103,6 @@ class EnergyMeter(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._ledger is not None:
             self._book("validation")
-            self._agree(trainer)
             self._write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

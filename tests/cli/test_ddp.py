@@ -44,6 +44,7 @@ def test_two_ranks_end_in_the_weights_of_one(few: Path, tmp_path: Path) -> None:
         values = [[value for _, value in curves[name]] for curves in logged]
         assert len(values[0]) == 2
         assert values[1] == pytest.approx(values[0], abs=1e-4)
+    assert two.stdout.count(f"energy      {energy.line(energy.read(tmp_path / 'two'))}") == 1
     of_one, of_two = (energy.read(tmp_path / run) for run in ("one", "two"))
     assert of_one.training.samples == of_two.training.samples > 0
     assert of_two.sources.keys() == {"cpu"}

@@ -223,13 +223,19 @@ def rapl(folder: Path, **domains: tuple[str, int]) -> tuple[Path, Callable[[str,
     return root, put
 
 
-TWO = {"intel-rapl:0": ("package-0", 900_000_000), "intel-rapl:1": ("package-1", 5_000_000)}
+CORE = "intel-rapl:0/intel-rapl:0:0"  # a part of its package
+TWO = {
+    "intel-rapl:0": ("package-0", 900_000_000),
+    CORE: ("core", 7_000_000),
+    "intel-rapl:1": ("package-1", 5_000_000),
+}
 
 
 def test_a_counter_is_read_over_all_packages_and_past_its_wrap(tmp_path: Path) -> None:
     root, put = rapl(tmp_path, **TWO)
     (meter,) = power.meters(CPU, rapl=root)
     put("intel-rapl:0", 950_000_000)
+    put(CORE, 40_000_000)
     put("intel-rapl:1", 25_000_000)
     assert meter.joules() == pytest.approx(50 + 20, rel=1e-5)
     put("intel-rapl:0", 30_000_000)  # 50 J to its end, 30 J from its beginning
