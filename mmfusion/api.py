@@ -69,10 +69,14 @@ def load(folder: str | Path, allow: Collection[checkpoint.Allowed] = ()) -> Mode
 
 
 class Model:
-    """A model with its preprocessing. `lineage` is what its checkpoint came from."""
+    """A model with its preprocessing. `lineage` is what its checkpoint came from.
+
+    `pieces_said` counts what `generate` has said so far, in pieces of the tokenizer, the end of each answer among them.
+    """
 
     def __init__(self, network: MultimodalModel, pipeline: Pipeline, lineage: Mapping[str, Any]) -> None:
         self.network, self.pipeline, self.lineage = network.eval(), pipeline, lineage
+        self.pieces_said = 0
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -237,11 +241,14 @@ class Model:
     def _log_probability(self, batch: Batch) -> np.ndarray:
         return log_probability_of_answers(self.network(batch), batch.rows).float().cpu().numpy()
 
-    def _say(self, things: Sequence[Sequence[Part]], asked: Mapping[str, str | None], **sampling: Any) -> list[str]:
+    def _say(
+        self, things: Sequence[Sequence[Part]], asked: Mapping[str, str | None], *, max_new: int, **sampling: Any
+    ) -> list[str]:
         said: list[str] = []
         for chunk in _chunks(things):
             batch, decoding = self._open(chunk, asked)
-            pieces = generate(self.network, batch, **decoding, **sampling)
+            pieces = generate(self.network, batch, **decoding, max_new=max_new, **sampling)
+            self.pieces_said += sum(min(len(ids) + 1, max_new) for ids in pieces)
             said += [self.pipeline.tokenizer.decode(ids).strip() for ids in pieces]
         return said
 

@@ -45,7 +45,9 @@ from mmfusion.evaluation.bench import Bench
 from mmfusion.evaluation.measure import Row, ask
 from mmfusion.models.multimodal import MultimodalModel
 from mmfusion.report import terminal
+from mmfusion.runs import energy
 from mmfusion.training.callbacks import StopBetweenSteps
+from mmfusion.training.energy import metered
 from mmfusion.training.health import without_gradient
 from mmfusion.training.module import TrainingModule
 from mmfusion.training.optim import ParameterGroups
@@ -256,7 +258,7 @@ def _finish(
     began = time.monotonic()
     # Own classes in this run's configuration: the user named them, on the command line or in their own files.
     allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
-    model = api.load(run / "checkpoint", allow=allowed)
+    model = metered(api.load(run / "checkpoint", allow=allowed), run)
     done = evaluate(model, tasks, data.root)
     compared = _before_and_after(earlier, parent, model, allowed) if parent and tasks else []
     seconds["evaluation"] = time.monotonic() - began
@@ -269,16 +271,19 @@ def _finish(
         counts["values of series not measured, masked"] = str(data.masked)
     if still := without_gradient(run):
         counts["parameters that no gradient reached"] = ", ".join(still)
+    examples = report.collect(model, done)
+    spent = model.spent()
     report.write(
         run / "report.html",
         title=runs.without_secrets(str(tree["name"])),
         facts=report.facts_of(run, steps=steps, seconds=seconds),
         history=run / "metrics.csv",
         evaluation=done,
-        examples=report.collect(model, done),
+        examples=examples,
         answers=report.answered(done),
         counts=counts or {"samples skipped in training": "none"},
         earlier=compared,
+        energy=spent,
     )
     card = report.card(runs.without_secrets(str(tree["name"])), read_manifest(data.root), done.metrics, model)
     checkpoint.write_card(run / "checkpoint", card)
@@ -287,7 +292,8 @@ def _finish(
     if compared:
         runs.write(run / "earlier.json", json.dumps(compared, indent=1, ensure_ascii=False))
         print(f"\nwhat earlier stages were asked, before and after: {run / 'earlier.json'}")
-    print(f"\ncheckpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
+    print(f"\nenergy      {energy.line(spent)}")
+    print(f"checkpoint  {run / 'checkpoint'}\nmetrics     {run / 'metrics.json'}")
     print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
 
 

@@ -13,7 +13,7 @@ from mmfusion import runs
 from mmfusion.report import svg
 from mmfusion.report.curves import binned
 from mmfusion.report.html import bounds, environment, is_rank, value
-from mmfusion.runs import words
+from mmfusion.runs import energy, words
 from mmfusion.runs.comparison import Comparison, unpaired
 from mmfusion.runs.listing import Measured, Run
 
@@ -53,6 +53,7 @@ def _facts(run: Run) -> dict[str, str]:
         "Commit": words.commit(run),
         "Data": words.data(run),
         "Machine": words.machine(run),
+        "Energy": energy.line(run.energy),
         "Command": run.environment.command or "unknown",
     }
 

@@ -16,6 +16,9 @@ from mmfusion.errors import UserError
 from mmfusion.evaluation.measure import Evaluation, Row
 from mmfusion.report import curves, svg
 from mmfusion.report.examples import Answered, Example, share_right
+from mmfusion.runs.energy import Energy
+from mmfusion.runs.energy import facts as facts_of_energy
+from mmfusion.runs.energy import sources as sources_of_energy
 
 Card = TypeVar("Card", Example, Answered)
 
@@ -35,13 +38,16 @@ def write(
     counts: Mapping[str, str],
     earlier: Sequence[Row] = (),
     answers: Sequence[Answered] = (),
+    energy: Energy | None = None,
 ) -> None:
     """Write the report, whole or not at all.
 
     `facts` (run, commit, machine, time, steps, …) and `counts` (skipped, masked, …) are shown as they are, in their
     order; `history` is the metrics.csv of the run, with a `step` column. `earlier` are rows of
-    `mmfusion.evaluation.comparison` of the checkpoints `before` and `after`, each with its `stage`.
+    `mmfusion.evaluation.comparison` of the checkpoints `before` and `after`, each with its `stage`; `energy` is what
+    the run has spent.
     """
+    spent = energy or Energy()
     page = environment().get_template("report.html.j2").render(
         title=title,
         facts=facts,
@@ -55,6 +61,9 @@ def write(
         curves=curves.plots(history),
         counts=counts,
         earlier=before_and_after(earlier),
+        energy=spent,
+        joules=facts_of_energy(spent),
+        sources=sources_of_energy(spent),
     )  # fmt: skip
     runs.write(path, page)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, RootModel
 
+from mmfusion.runs import energy
+from mmfusion.runs.energy import Energy
 from mmfusion.runs.folder import RunError
 from mmfusion.runs.history import Curves, logged
 from mmfusion.runs.plain import plain_yaml
@@ -74,6 +76,7 @@ class Run:
     metrics: list[Measured]
     parents: list[str]
     data: str | None
+    energy: Energy
 
     @property
     def name(self) -> str:
@@ -131,6 +134,7 @@ class Run:
             "parents": self.parents,
             "data": self.data,
             "commit": self.environment.commit,
+            "joules": self.energy.joules if self.energy.how != "unknown" else None,
             "values": {name: row.model_dump(include={"value", "ci95", "n"}) for name, row in self.values.items()},
         }
         return _finite(told)
@@ -199,6 +203,7 @@ def read(folder: Path) -> Run:
         metrics=load(folder / "metrics.json", _Metrics).root,
         parents=[parent.name for parent in lineage.parents] or begun_from,
         data=lineage.data.fingerprint or status.data,
+        energy=energy.read(folder),
     )
 
 

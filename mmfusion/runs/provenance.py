@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
         "mmfusion": mmfusion.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -91,7 +91,8 @@ def without_secrets(text: str, value: re.Pattern[str] = _VALUE) -> str:
     return kept
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name that the machine gives its processor, "" where it gives none."""
     try:
         models = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         return models[0] if models else platform.processor()

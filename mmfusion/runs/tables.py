@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mmfusion.runs import words
+from mmfusion.runs import energy, words
 from mmfusion.runs.listing import Run
 from mmfusion.runs.resume import resume_points
 from mmfusion.runs.status import LIVE
@@ -132,6 +132,7 @@ def _facts(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{name} {v}" for name, v in {"mmfusion": there.mmfusion, **there.packages}.items() if v),
         "data": f"{_configured(run, 'root')}, fingerprint {words.data(run)}",
         "speed": f"{words.step_time(run)} a step of {_configured(run, 'batch_size')} samples" if status.step_s else "",
+        "energy": energy.line(run.energy) if run.energy.sources else "",
     }
     for name in ("val/loss", "train/loss"):
         if values := run.curves.get(name, ([], []))[1]:

@@ -17,7 +17,7 @@ from mmfusion import runs
 from mmfusion.cli import ranks
 from mmfusion.cli.main import main
 from mmfusion.config import ConfigError
-from mmfusion.runs import history
+from mmfusion.runs import energy, history
 from tests.cli.trained import SMALL
 
 TRAIN = [sys.executable, "-m", "mmfusion.cli.main", "train"]
@@ -44,6 +44,12 @@ def test_two_ranks_end_in_the_weights_of_one(few: Path, tmp_path: Path) -> None:
         values = [[value for _, value in curves[name]] for curves in logged]
         assert len(values[0]) == 2
         assert values[1] == pytest.approx(values[0], abs=1e-4)
+    assert two.stdout.count(f"energy      {energy.line(energy.read(tmp_path / 'two'))}") == 1
+    of_one, of_two = (energy.read(tmp_path / run) for run in ("one", "two"))
+    assert of_one.training.samples == of_two.training.samples > 0
+    assert of_two.sources.keys() == {"cpu"}
+    assert of_two.training.total > 0
+    assert energy.read(tmp_path / "two").joules >= logged[1]["energy/joules"][1][-1] > 0
 
 
 @pytest.mark.slow  # two processes, three times

@@ -19,6 +19,7 @@ from mmfusion.cli.asked import _root_of
 from mmfusion.cli.main import main
 from mmfusion.cli.resume import _check_places, resumed
 from mmfusion.cli.session import settled
+from mmfusion.runs import energy
 from mmfusion.types import Batch, Loss, Outputs
 from tests.cli.trained import SAMPLE, SMALL, fails
 
@@ -50,6 +51,10 @@ def test_same_seed_same_weights_and_resume_from_an_older_point(whole: Path, tmp_
     events: Any = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == steps
+    before, after = (energy.read(folder) for folder in (whole, run))
+    assert (before.training.samples, after.training.samples) == (6 * 8, 8 * 8)  # two steps were taken again
+    assert after.training.total > before.training.total > 0
+    assert after.sources == before.sources  # on the same machine
 
 
 def test_a_run_whose_configuration_is_damaged(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from mmfusion.cli.flags import STATES
 from mmfusion.cli.main import main
+from mmfusion.runs import energy
+from mmfusion.runs.energy import Energy, Source, Spent
 from mmfusion.runs.status import State
 from tests.runs.tiny_runs import make, measured
 
@@ -70,6 +72,21 @@ def test_show_fits_a_screen_and_says_what_to_do_next(root: Path, capsys: pytest.
     assert all(len(line) <= 80 for line in lines)
     assert any(line.startswith("val/loss  █▁  3.000 to 2.000") for line in lines)
     assert lines[-1] == "go on with it: mmfusion train resume=runs/tiny/one"
+
+
+def test_energy_is_shown_and_listed_where_a_run_recorded_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not [line for line in said("runs show runs/tiny/one", capsys) if line.startswith("energy")]
+    source = Source(kind="estimate", method="by hand")
+    energy.keep(
+        root / "tiny" / "one", Energy(training=Spent(joules={"cpu": 8.0}, samples=4), sources={"cpu": [source]})
+    )
+    (told,) = [line for line in said("runs show runs/tiny/one", capsys) if line.startswith("energy")]
+    assert told.split(maxsplit=1)[1] == "8 J (an estimate), 2 J a sample trained"
+    found = json.loads("\n".join(said("runs ls --json", capsys)))
+    assert [run["joules"] for run in found] == [None, 8.0]
+    said("compare runs/tiny/one runs/tiny/two --out both.html", capsys)
+    page = Path("both.html").read_text()
+    assert page.count("8 J (an estimate), 2 J a sample trained") == page.count("not recorded") == 1
 
 
 def test_show_does_not_look_behind_a_link(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from mmfusion.cli import launch, start
 from mmfusion.cli.main import main
+from mmfusion.runs import energy
 from tests.cli.trained import SAMPLE, SMALL, as_typed, fails
 from tests.forked import Forked
+from tests.report.html_page import Page
 
 
 def test_one_step_goes_through_everything(one_step_run: Path) -> None:
@@ -29,6 +31,24 @@ def test_one_step_goes_through_everything(one_step_run: Path) -> None:
     assert sorted(p.name for p in (one_step_run / "checkpoint").iterdir()) == [
         "README.md", "chat_template.jinja", "config.yaml", "lineage.json", "model.safetensors", "tokenizer.model",
     ]  # fmt: skip
+
+
+def test_a_run_says_what_energy_it_took_and_that_an_estimate_is_one(one_step_run: Path) -> None:
+    kept = json.loads((one_step_run / "energy.json").read_text())
+    spent = energy.read(one_step_run)
+    assert all(phase.total > 0 for phase in (spent.training, spent.validation, spent.evaluation, spent.generation))
+    assert spent.generation.total < spent.evaluation.total
+    assert kept["joules"] == pytest.approx(spent.training.total + spent.validation.total + spent.evaluation.total)
+    assert kept["joules_per_sample"] == pytest.approx(spent.training.total / 128)  # a batch
+    assert kept["joules_per_generated_token"] == pytest.approx(spent.generation.total / spent.generation.tokens)
+    page = (one_step_run / "report.html").read_text()
+    text = " ".join(Page(page).text.split())
+    assert energy.amount(kept["joules"]) in text
+    assert f"{energy.amount(kept['joules_per_sample'])} (of 128)" in text
+    told = {"estimate": "Estimated, at least in part", "counter": "Read from the machine's own counters"}
+    assert told[kept["how"]] in text
+    for source in energy.sources(spent):
+        assert " ".join(source.split()) in text
 
 
 def test_a_tokenizer_with_more_pieces_than_the_decoder_knows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

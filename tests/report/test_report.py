@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mmfusion.evaluation.measure import Evaluation, row
 from mmfusion.report import answered, collect, facts_of, html, write
 from mmfusion.report.curves import plots, read_history
 from mmfusion.report.html import bounds, direction, value
+from mmfusion.runs.energy import Energy, Source, Spent
 from mmfusion.types import Modality, Part
 
 HOSTILE = '<script>alert(1)</script>" onload="x'
@@ -177,6 +179,25 @@ def test_an_evaluation_of_nothing_still_makes_a_page(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write(path, title="x", facts={}, history=tmp_path / "no.csv", evaluation=nothing, examples=[], counts={})
     assert "No task could be asked" in Page(path.read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("kind", "lead"), [("estimate", "Estimated, at least in part"), ("counter", "Read from the machine's own counters")]
+)
+def test_energy_says_whether_it_was_counted(kind: Literal["estimate", "counter"], lead: str, tmp_path: Path) -> None:
+    nothing = Evaluation("validation", [], {}, {}, {}, {}, {})
+    source = Source(kind=kind, method=HOSTILE, constants={"watts_per_thread": 2.5})
+    spent = Energy(training=Spent(joules={"cpu": 1500.0}, seconds=60.4, samples=3000), sources={"cpu": [source]})
+    path = tmp_path / "report.html"
+    given: Any = {"title": "x", "facts": {}, "history": tmp_path / "no.csv", "examples": [], "counts": {}}
+    write(path, evaluation=nothing, energy=spent, **given)
+    text = " ".join(Page(path.read_text()).text.split())
+    for told in (lead, "Training1.5 kJ in 60 s", "A sample, trained500 mJ (of 3,000)", "watts per thread 2.5"):
+        assert told in text
+    assert "A token, generated" not in text
+    assert "<script" not in path.read_text()
+    write(path, evaluation=nothing, **given)
+    assert "Energy" not in Page(path.read_text()).text
 
 
 def test_numbers_as_they_are_read() -> None:

@@ -142,6 +142,8 @@ def test_a_run_of_a_version_without_heartbeats_is_read_from_its_log(tmp_path: Pa
         ("status.json", '{"state": "running", "pid": -5}'),
         ("status.json", '{"state": "running", "pid": 99999999999999999999}'),
         ("metrics.csv", "step,val/loss\n" + "9" * 200_000),
+        ("energy.json", '{"training": {"joules": {"cpu": -1}}}'),
+        ("energy.json", '{"sources": {"cpu": [{"kind": "rumour", "method": "heard"}]}}'),
     ],
 )
 def test_a_damaged_file_is_one_line_that_names_it(
