@@ -121,7 +121,7 @@ def four_bits(work: Path, runs: dict[str, list[Path]]) -> Rows:
     cost = [after - before for after, before in zip(nearest, full, strict=True)]
     spread = statistics.stdev(full) if len(full) > 1 else 0.0
     rows = [
-        row("Q2.cost", "int4 by rows, rounded to nearest, minus full, validation", statistics.mean(cost), "nats a piece",
+        row("Q2.cost", "int4 by rows, rounded to nearest, minus full", statistics.mean(cost), "nats a piece",
             n=len(cost), ci95=interval(cost), must=f"> {3 * spread:.4f}", judged=min(cost),
             beside={"full": statistics.mean(full), "standard deviation of full over seeds": spread}),
     ]  # fmt: skip
