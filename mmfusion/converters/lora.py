@@ -65,6 +65,7 @@ def inject(model: nn.Module, config: Any, name: str) -> nn.Module:
     """peft's layers around those that its configuration names, for an adapter more; in place."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # weights are merged in full
         return quietly("peft").inject_adapter_in_model(config, model, name)
 
 

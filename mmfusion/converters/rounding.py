@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmfusion.converters.importing import quiet, quietly
 from mmfusion.errors import UserError
@@ -57,7 +59,7 @@ class Rounding:
             torchao().quantize_(model, qat.QATConfig(**how, step="prepare"), among(names))
         for name in names if self.integer_product else ():
             layer: Any = model.get_submodule(name)
-            layer.activation_fake_quantizer = RoundedByToken()
+            layer.forward = MethodType(_integer_product, layer)
 
     def convert(self, model: nn.Module, names: Collection[str]) -> None:
         """Let these layers, plain ones, hold integers; in place."""
@@ -70,25 +72,34 @@ class Rounding:
                 replace(model, name, ByRow(layer))
 
 
-class RoundedByToken(nn.Module):
-    """Each token x[..., D] in eight bits with a scale of its own, as layers with an integer product round it; the
-    gradient goes straight through."""
+def _integer_product(layer: Any, x: Tensor) -> Tensor:
+    """What torchao's layer of integers makes of x[..., D], to the last bit: in float32 sums of integers are exact, of
+    what they stand for they are not, and the next layer's rounding would make much of that. The gradient is that of the
+    rounded weight and input, and goes straight through the rounding.
+    """
+    if not layer.weight_fake_quantizer.enabled:
+        return F.linear(x, layer.weight, layer.bias)
+    by = by_token()
+    steps, step = _Steps.apply(x, by.granularity, by.mapping_type)
+    of_weight, step_of_weight = _Steps.apply(layer.weight, by.granularity, _mapping().SYMMETRIC)
+    y = F.linear(steps, of_weight) * step * step_of_weight.flatten()
+    return y if layer.bias is None else y + layer.bias
 
-    enabled = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _ThroughInt8.apply(x) if self.enabled else x
+class _Steps(torch.autograd.Function):
+    """x as torchao rounds it: whole numbers, and how much one of them stands for."""
 
-
-class _ThroughInt8(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        by = by_token()
-        return torchao().Int8Tensor.from_hp(x, by.granularity, by.mapping_type).dequantize()
+    def forward(ctx: Any, x: Tensor, granularity: Any, mapping: Any) -> tuple[Tensor, Tensor]:
+        rounded = torchao().Int8Tensor.from_hp(x, granularity, mapping)
+        ctx.save_for_backward(rounded.scale)
+        ctx.mark_non_differentiable(rounded.scale)
+        return rounded.qdata.to(x.dtype), rounded.scale
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return grads[0] / scale, None, None
 
 
 class ByRow(nn.Embedding):
@@ -125,11 +136,13 @@ def switch(model: nn.Module, on: bool) -> None:
 def by_token() -> Any:
     """How inputs are rounded where integers are multiplied: the largest number of a token is 127 or -128. torchao's
     default puts it at 127.5, from where the last bit of a sum decides which way it falls: 1% of what a model says."""
-    int8, primitives = map(
-        quietly, ("torchao.quantization.quantize_.workflows", "torchao.quantization.quant_primitives")
-    )
-    largest_fits = primitives.MappingType.SYMMETRIC_NO_CLIPPING_ERR
+    int8 = quietly("torchao.quantization.quantize_.workflows")
+    largest_fits = _mapping().SYMMETRIC_NO_CLIPPING_ERR
     return int8.QuantizeTensorToInt8Kwargs(granularity=torchao().PerRow(), mapping_type=largest_fits)
+
+
+def _mapping() -> Any:
+    return quietly("torchao.quantization.quant_primitives").MappingType
 
 
 def nearest_divisor(width: int, group: int) -> int:

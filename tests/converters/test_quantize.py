@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from mmfusion.checkpoint.weights import fill_from, once, read_header
 from mmfusion.converters import lora, packing
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
-from mmfusion.converters.rounding import ByRow, RoundedByToken, Rounding, nearest_divisor, plain
+from mmfusion.converters.rounding import ByRow, Rounding, nearest_divisor, plain
 from mmfusion.errors import UserError
 from mmfusion.models.multimodal import MultimodalModel
 from tests.models.tiny_multimodal import tiny_batch, tiny_model
 
 SCHEMES = ("int8", "int8_int4", "int4")
 GROUP = 8
-TOLERANCE = 1e-5  # of the largest number: sums of integers and of what they stand for differ in their last bits
 
 
 def outputs(model: MultimodalModel) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def test_rounded_in_training_converted_and_read_again_are_one_model(scheme: Any,
     rounded = outputs(model)
     assert all(0.001 < far < 1.5 for far in differ(full, rounded).values())  # it does round, everywhere
     quantize.convert(model)
-    assert max(differ(rounded, outputs(model)).values()) < TOLERANCE
+    assert max(differ(rounded, outputs(model)).values()) == 0
 
     state = lora.base_state(model, once(model))
     save_file({name: x.contiguous() for name, x in packing.in_file(state).items()}, tmp_path / "weights")
@@ -98,13 +98,25 @@ def test_weights_of_four_bits_by_hand() -> None:
     torch.testing.assert_close(layer(torch.eye(4))[:, 0], by_hand)
 
 
-def test_a_token_of_eight_bits_by_hand() -> None:
-    """The largest number is 127 steps, or -128: here steps of 0.01, for each token its own."""
+def test_integers_times_integers_by_hand() -> None:
+    """A token's largest number is 127 steps, or -128: here of 0.01 and of 0.02. A row's largest weight is 127.5."""
+    layer = nn.Sequential(nn.Linear(3, 1, bias=False))
+    weight = torch.tensor([[1.275, 0.0049, -0.334]])  # steps of 0.01: 127 (127.5 is cut), 0, -33
+    with torch.no_grad():
+        layer.get_parameter("0.weight").copy_(weight)
+    rounding = Rounding("int8", table=False, group=3)
+    rounding.prepare(layer, ["0"])
     x = torch.tensor([[1.27, -0.504, 0.0049], [-2.56, 0.021, 0.03]], requires_grad=True)
-    rounded = RoundedByToken()(x)
-    torch.testing.assert_close(rounded, torch.tensor([[1.27, -0.5, 0.0], [-2.56, 0.02, 0.04]]))
-    rounded.backward(torch.full_like(x, 3.0))
-    assert torch.equal(x.grad, torch.full_like(x, 3.0))  # pyright: ignore[reportArgumentType]
+    y = layer(x)
+    steps = torch.tensor([[127.0, -50, 0], [-128, 1, 2]]) * torch.tensor([[0.01], [0.02]])
+    rounded = torch.tensor([[1.27, 0.0, -0.33]])
+    torch.testing.assert_close(y, steps @ rounded.T)
+    y.backward(torch.tensor([[1.0], [3.0]]))
+    torch.testing.assert_close(x.grad, torch.tensor([[1.0], [3.0]]) @ rounded)
+    torch.testing.assert_close(layer.get_parameter("0.weight").grad, torch.tensor([[1.0, 3.0]]) @ steps)
+    plain(layer)
+    rounding.convert(layer, ["0"])
+    assert torch.equal(layer(x), y)
 
 
 def test_prepared_it_learns_in_full_and_keeps_its_names() -> None:
@@ -113,6 +125,15 @@ def test_prepared_it_learns_in_full_and_keeps_its_names() -> None:
     out = model(tiny_batch())
     (out.hidden @ out.unembedding.T).square().mean().add(sum(e.sum() for e in out.embeddings.values())).backward()
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_a_copy_rounds_its_own_weights() -> None:
+    model = stirred(Quantize(scheme="int8"))
+    other, before = copy.deepcopy(model), outputs(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert max(differ(before, outputs(other)).values()) == 0
 
 
 def test_until_its_start_it_is_the_model_in_full() -> None:
