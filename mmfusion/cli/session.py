@@ -236,10 +236,11 @@ def _finish(
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
     runs.mark(run, "evaluating", step=steps)
-    config_of = {"model": tree["model"], "pipeline": tree["data"]["pipeline"]}
+    config_of, rounded = {"model": tree["model"], "pipeline": tree["data"]["pipeline"]}, {}
     if module.quantizer:
         module.quantizer.convert(module.model)
         config_of[QUANTIZATION] = module.quantizer.node
+        rounded = {"quantized": {"scheme": module.quantizer.scheme, "how": "rounded while it was trained"}}
     checkpoint.save(
         run / "checkpoint",
         config=config_of,
@@ -252,7 +253,8 @@ def _finish(
             data=data.root,
             commit=runs.commit(),
             parents=[*([parent] if parent else []), *(judge.folder for judge in module.judges())],
-        ),
+        )
+        | rounded,
         card="",
     )
     began = time.monotonic()

@@ -35,41 +35,67 @@ class Rounding:
         """Whether integers are multiplied with integers; all others make full numbers of them first."""
         return self.scheme == "int8" and not self.table
 
-    def config(self) -> Any:
-        """torchao's configuration of a layer for good."""
-        ao = torchao()
-        dtype = torch.int8 if self.scheme == "int8" else getattr(torch, "int4")  # noqa: B009  (torch's stubs lack it)
-        by = ao.PerAxis(0) if self.scheme == "int8" else ao.PerGroup(self.group)
-        if self.table or self.scheme == "int4":
-            return ao.IntxWeightOnlyConfig(weight_dtype=dtype, granularity=by)
-        if self.scheme == "int8_int4":
-            return ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=by)
-        return ao.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-
     def prepare(self, model: nn.Module, names: Collection[str]) -> None:
         """Let these layers round in the forward pass, and learn in full; in place."""
         qat = quietly("torchao.quantization.qat")
-        how: dict[str, Any] = {}
-        if self.integer_product:  # of which torchao infers no way to round while training
+        how = {"weight_config": qat.IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)}
+        if self.scheme != "int4" and not self.table:
             how["activation_config"] = qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
-            how["weight_config"] = qat.IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)
-        else:
-            how["base_config"] = self.config()
         with quiet():
             torchao().quantize_(model, qat.QATConfig(**how, step="prepare"), among(names))
-        for name in names if self.integer_product else ():
+        for name in names:
             layer: Any = model.get_submodule(name)
-            layer.forward = MethodType(_integer_product, layer)
+            layer.weight_fake_quantizer = Rounded(self)
+            if self.integer_product:
+                layer.forward = MethodType(_integer_product, layer)
 
     def convert(self, model: nn.Module, names: Collection[str]) -> None:
         """Let these layers, plain ones, hold integers; in place."""
-        torchao().quantize_(model, self.config(), among(names))
         for name in names:
             layer: Any = model.get_submodule(name)
-            if self.integer_product:
-                layer.weight.act_quant_kwargs = by_token()
+            layer.weight = nn.Parameter(self.rounded(layer.weight.detach()), requires_grad=False)
             if isinstance(layer, nn.Embedding):
                 replace(model, name, ByRow(layer))
+
+    def rounded(self, weight: Tensor) -> Any:
+        """torchao's tensor of integers for a weight[out, in].
+
+        The largest of a group has the largest integer, so that what was rounded once stays as it is when it is rounded
+        again; torchao's default puts it half a step beyond.
+        """
+        ao = torchao()
+        if self.integer_product:
+            return ao.Int8Tensor.from_hp(weight, ao.PerRow(), _fitting(), act_quant_kwargs=by_token())
+        groups = quietly("torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor")
+        inputs = groups.IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
+        return ao.IntxUnpackedToInt8Tensor.from_hp(
+            weight,
+            (1, self.group),
+            torch.int8 if self.scheme == "int8" else getattr(torch, "int4"),  # noqa: B009  (torch's stubs lack it)
+            mapping_type=_fitting(),
+            activation_quantization=inputs if self.scheme == "int8_int4" and not self.table else None,
+        )
+
+
+class Rounded(nn.Module):
+    """A weight as `Rounding.rounded` leaves it, in full numbers; the gradient goes straight through."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        super().__init__()
+        self.rounding, self.enabled = rounding, True
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _StraightThrough.apply(weight, self.rounding) if self.enabled else weight
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rounding: Rounding) -> Tensor:
+        return rounding.rounded(weight).dequantize()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
 def _integer_product(layer: Any, x: Tensor) -> Tensor:
@@ -79,27 +105,26 @@ def _integer_product(layer: Any, x: Tensor) -> Tensor:
     """
     if not layer.weight_fake_quantizer.enabled:
         return F.linear(x, layer.weight, layer.bias)
-    by = by_token()
-    steps, step = _Steps.apply(x, by.granularity, by.mapping_type)
-    of_weight, step_of_weight = _Steps.apply(layer.weight, by.granularity, _mapping().SYMMETRIC)
+    steps, step = _Steps.apply(x)
+    of_weight, step_of_weight = _Steps.apply(layer.weight)
     y = F.linear(steps, of_weight) * step * step_of_weight.flatten()
     return y if layer.bias is None else y + layer.bias
 
 
 class _Steps(torch.autograd.Function):
-    """x as torchao rounds it: whole numbers, and how much one of them stands for."""
+    """x[..., D] as torchao rounds it, each row by itself: whole numbers, and how much one of them stands for."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, granularity: Any, mapping: Any) -> tuple[Tensor, Tensor]:
-        rounded = torchao().Int8Tensor.from_hp(x, granularity, mapping)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        rounded = torchao().Int8Tensor.from_hp(x, torchao().PerRow(), _fitting())
         ctx.save_for_backward(rounded.scale)
         ctx.mark_non_differentiable(rounded.scale)
         return rounded.qdata.to(x.dtype), rounded.scale
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (scale,) = ctx.saved_tensors
-        return grads[0] / scale, None, None
+        return grads[0] / scale
 
 
 class ByRow(nn.Embedding):
@@ -119,10 +144,10 @@ class ByRow(nn.Embedding):
 
 def plain(model: nn.Module) -> None:
     """Prepared layers as they were before, with the weights that they have now; in place."""
-    qat = quietly("torchao.quantization.qat")
-    prepared = [name for name, module in model.named_modules() if hasattr(module, "weight_fake_quantizer")]
-    with quiet():
-        torchao().quantize_(model, qat.QATConfig(step="convert"), among(prepared))
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "weight_fake_quantizer"):
+            layer: Any = module
+            replace(model, name, layer.to_embedding() if isinstance(module, nn.Embedding) else layer.to_linear())
 
 
 def switch(model: nn.Module, on: bool) -> None:
@@ -134,15 +159,15 @@ def switch(model: nn.Module, on: bool) -> None:
 
 
 def by_token() -> Any:
-    """How inputs are rounded where integers are multiplied: the largest number of a token is 127 or -128. torchao's
-    default puts it at 127.5, from where the last bit of a sum decides which way it falls: 1% of what a model says."""
+    """How inputs are rounded where integers are multiplied. torchao's default puts a token's largest number half a step
+    beyond the largest integer, from where the last bit of a sum decides which way it falls: 1% of what a model says."""
     int8 = quietly("torchao.quantization.quantize_.workflows")
-    largest_fits = _mapping().SYMMETRIC_NO_CLIPPING_ERR
-    return int8.QuantizeTensorToInt8Kwargs(granularity=torchao().PerRow(), mapping_type=largest_fits)
+    return int8.QuantizeTensorToInt8Kwargs(granularity=torchao().PerRow(), mapping_type=_fitting())
 
 
-def _mapping() -> Any:
-    return quietly("torchao.quantization.quant_primitives").MappingType
+def _fitting() -> Any:
+    """The largest number has the integer 127, or -128 (7, -8)."""
+    return quietly("torchao.quantization.quant_primitives").MappingType.SYMMETRIC_NO_CLIPPING_ERR
 
 
 def nearest_divisor(width: int, group: int) -> int:

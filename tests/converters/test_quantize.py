@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -72,6 +74,17 @@ def test_rounded_in_training_converted_and_read_again_are_one_model(scheme: Any,
     assert max(differ(outputs(model), outputs(again)).values()) == 0
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([("int8", 16), ("int4", 4), ("int4", 16)]))
+def test_what_was_rounded_stays_as_it_is(seed: int, how: tuple[Any, int]) -> None:
+    torch.manual_seed(seed)
+    rounding = Rounding(how[0], table=False, group=how[1])
+    once_rounded = rounding.rounded(torch.randn(3, 16))
+    again = rounding.rounded(once_rounded.dequantize())
+    assert torch.equal(once_rounded.qdata, again.qdata)
+    torch.testing.assert_close(once_rounded.scale, again.scale, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_model_in_full_takes_what_integers_stand_for(scheme: Any, tmp_path: Path) -> None:
     model = tiny_model().eval()
@@ -85,23 +98,23 @@ def test_a_model_in_full_takes_what_integers_stand_for(scheme: Any, tmp_path: Pa
 
 
 def test_weights_of_four_bits_by_hand() -> None:
-    """A group reaches from -8 to 7 with a step of its largest weight / 7.5: 0.75 would be 8, which is not there."""
-    layer = nn.Sequential(nn.Linear(4, 1, bias=False))
+    """The largest of a group is 7 steps, or -8: here of 0.1, and of 0.2."""
+    layer = nn.Sequential(nn.Linear(8, 1, bias=False))
     with torch.no_grad():
-        layer.get_parameter("0.weight").copy_(torch.tensor([[0.75, -0.34, 0.1, 0.04]]))
+        layer.get_parameter("0.weight").copy_(torch.tensor([[0.7, -0.34, 0.1, 0.04, -1.6, 0.51, 0.05, 0.0]]))
     rounding = Rounding("int4", table=False, group=4)
     rounding.prepare(layer, ["0"])
-    by_hand = torch.tensor([0.7, -0.3, 0.1, 0.0])
-    torch.testing.assert_close(layer(torch.eye(4))[:, 0], by_hand)
+    by_hand = torch.tensor([0.7, -0.3, 0.1, 0.0, -1.6, 0.6, 0.0, 0.0])
+    torch.testing.assert_close(layer(torch.eye(8))[:, 0], by_hand)
     plain(layer)
     rounding.convert(layer, ["0"])
-    torch.testing.assert_close(layer(torch.eye(4))[:, 0], by_hand)
+    torch.testing.assert_close(layer(torch.eye(8))[:, 0], by_hand)
 
 
 def test_integers_times_integers_by_hand() -> None:
-    """A token's largest number is 127 steps, or -128: here of 0.01 and of 0.02. A row's largest weight is 127.5."""
+    """The largest number of a token and of a row is 127 steps, or -128: here of 0.01, of 0.02 and of 0.01."""
     layer = nn.Sequential(nn.Linear(3, 1, bias=False))
-    weight = torch.tensor([[1.275, 0.0049, -0.334]])  # steps of 0.01: 127 (127.5 is cut), 0, -33
+    weight = torch.tensor([[1.27, 0.0049, -0.334]])
     with torch.no_grad():
         layer.get_parameter("0.weight").copy_(weight)
     rounding = Rounding("int8", table=False, group=3)
