@@ -122,12 +122,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path, few: Path
     assert main(["data", "pack", str(table), str(folder / "shards")]) == 0
     given = ["data=shards", f"data.root={folder / 'shards'}", f"paths.run={folder / 'runs' / 'mine'}"]
     assert main(["train", *given, *small]) == 0
-    for run in ("quickstart/TIME", "answers", "better"):
+    for run in ("quickstart/TIME", "answers", "better", "small"):
         shutil.copytree(one_step_run, folder / "runs" / run)
     for script in (checks, conversations, preferences):
         script.prepare(folder / script.__name__.rpartition(".")[2], few)
     names = ("own", "shards", "checks", "conversations", "preferences", "runs/mine", "runs/quickstart/TIME",
-             "runs/answers", "runs/better", "runs", "stats.html", "samples.html", "schema.json",
+             "runs/answers", "runs/better", "runs/small", "runs", "stats.html", "samples.html", "schema.json",
              "embeddings.parquet")  # fmt: skip
     return {name: folder / name for name in names}
 
