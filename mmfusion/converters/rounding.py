@@ -56,6 +56,8 @@ class Rounding:
             layer.weight = nn.Parameter(self.rounded(layer.weight.detach()), requires_grad=False)
             if isinstance(layer, nn.Embedding):
                 replace(model, name, ByRow(layer))
+            elif self.integer_product:
+                replace(model, name, IntegerLinear(layer))
 
     def rounded(self, weight: Tensor) -> Any:
         """torchao's tensor of integers for a weight[out, in].
@@ -64,15 +66,16 @@ class Rounding:
         again; torchao's default puts it half a step beyond.
         """
         ao = torchao()
+        fitting = quietly("torchao.quantization.quant_primitives").MappingType.SYMMETRIC_NO_CLIPPING_ERR
         if self.integer_product:
-            return ao.Int8Tensor.from_hp(weight, ao.PerRow(), _fitting(), act_quant_kwargs=by_token())
+            return ao.Int8Tensor.from_hp(weight, ao.PerRow(), fitting)
         groups = quietly("torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor")
         inputs = groups.IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
         return ao.IntxUnpackedToInt8Tensor.from_hp(
             weight,
             (1, self.group),
             torch.int8 if self.scheme == "int8" else getattr(torch, "int4"),  # noqa: B009  (torch's stubs lack it)
-            mapping_type=_fitting(),
+            mapping_type=fitting,
             activation_quantization=inputs if self.scheme == "int8_int4" and not self.table else None,
         )
 
@@ -98,33 +101,70 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None
 
 
+def by_row(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x[..., D] in steps, whole numbers from -128 to 127 as float32, and how long a step is, [..., 1]: that of a row's
+    largest number is 127, or -128. With torchao's default, which puts it half a step beyond, the last bit of a sum
+    decides which way it falls: 1% of what a model says."""
+    x = x.float()
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    step = torch.maximum(high / 127, low / -128).clamp_(min=torch.finfo(torch.float32).eps)
+    return (x * step.reciprocal()).round_().clamp_(-128, 127), step
+
+
+class IntegerLinear(nn.Linear):
+    """A linear map that multiplies integers with integers: tokens of its input, rounded `by_row`, and rows of its weight.
+
+    As torchao's own layer, with a quarter of its operators: on a CPU, and with one token, these take most of the time.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        held: Any = self.weight
+        steps, step = by_row(input.flatten(0, -2))
+        sums = _product(input.device)(steps.to(torch.int8), held.qdata.t())
+        y = sums.float().mul_(step).mul_(held.scale.flatten())
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.unflatten(0, input.shape[:-1]).to(input.dtype)
+
+
 def _integer_product(layer: Any, x: Tensor) -> Tensor:
-    """What torchao's layer of integers makes of x[..., D], to the last bit: in float32 sums of integers are exact, of
-    what they stand for they are not, and the next layer's rounding would make much of that. The gradient is that of the
-    rounded weight and input, and goes straight through the rounding.
+    """What `IntegerLinear` will make of x[..., D], to the last bit: in float32 sums of integers are exact, of what they
+    stand for they are not, and the next layer's rounding would make much of that. The gradient is that of the rounded
+    weight and input, and goes straight through the rounding.
     """
     if not layer.weight_fake_quantizer.enabled:
         return F.linear(x, layer.weight, layer.bias)
     steps, step = _Steps.apply(x)
     of_weight, step_of_weight = _Steps.apply(layer.weight)
     y = F.linear(steps, of_weight) * step * step_of_weight.flatten()
-    return y if layer.bias is None else y + layer.bias
+    return (y if layer.bias is None else y + layer.bias).to(x.dtype)
 
 
 class _Steps(torch.autograd.Function):
-    """x[..., D] as torchao rounds it, each row by itself: whole numbers, and how much one of them stands for."""
+    """`by_row`, where the length of a step has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        rounded = torchao().Int8Tensor.from_hp(x, torchao().PerRow(), _fitting())
-        ctx.save_for_backward(rounded.scale)
-        ctx.mark_non_differentiable(rounded.scale)
-        return rounded.qdata.to(x.dtype), rounded.scale
+        steps, step = by_row(x)
+        ctx.save_for_backward(step)
+        ctx.mark_non_differentiable(step)
+        return steps, step
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (scale,) = ctx.saved_tensors
-        return grads[0] / scale
+        (step,) = ctx.saved_tensors
+        return grads[0] / step
+
+
+def _product(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """int8[n, k] times int8[k, m], int32; torchao's pads what CUDA's kernel does not take."""
+    if device.type == "cuda":
+        return quietly("torchao.kernel.intmm").safe_int_mm
+    return getattr(torch, "_int_mm")  # noqa: B009  (private)
 
 
 class ByRow(nn.Embedding):
@@ -158,18 +198,6 @@ def switch(model: nn.Module, on: bool) -> None:
                 quantizer.enabled = on
 
 
-def by_token() -> Any:
-    """How inputs are rounded where integers are multiplied. torchao's default puts a token's largest number half a step
-    beyond the largest integer, from where the last bit of a sum decides which way it falls: 1% of what a model says."""
-    int8 = quietly("torchao.quantization.quantize_.workflows")
-    return int8.QuantizeTensorToInt8Kwargs(granularity=torchao().PerRow(), mapping_type=_fitting())
-
-
-def _fitting() -> Any:
-    """The largest number has the integer 127, or -128 (7, -8)."""
-    return quietly("torchao.quantization.quant_primitives").MappingType.SYMMETRIC_NO_CLIPPING_ERR
-
-
 def nearest_divisor(width: int, group: int) -> int:
     """The divisor of `width` that is nearest to `group`, by their ratio; 1 is none."""
     divisors = [size for size in range(2, width + 1) if width % size == 0]
@@ -178,11 +206,10 @@ def nearest_divisor(width: int, group: int) -> int:
 
 def check_available() -> None:
     """Raises UserError where this machine's products of eight-bit integers are missing, or overflow."""
-    product = getattr(torch, "_int_mm")  # noqa: B009  (private; torchao's kernel)
     a = torch.full((32, 64), -128, dtype=torch.int8)
     b = torch.full((64, 32), 127, dtype=torch.int8)
     try:
-        right = bool((product(a, b) == -128 * 127 * 64).all())
+        right = bool((_product(a.device)(a, b) == -128 * 127 * 64).all())
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"converter: int8 does not run on this machine ({reason}); take int8_int4 or int4") from error
