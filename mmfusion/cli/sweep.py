@@ -14,16 +14,16 @@ from mmfusion.cli.flags import config_dir, positive
 from mmfusion.cli.start import for_good
 
 if TYPE_CHECKING:
-    from mmfusion.sweep.result import Result, Tried
+    from mmfusion.sweep.result import Tried
     from mmfusion.sweep.space import Sweep
     from mmfusion.sweep.study import Study
     from mmfusion.sweep.trial import How
 
 HELP = "search a space of values, each trial a run"
 DESCRIPTION = """\
-Search the space of conf/sweep/NAME.yaml: Optuna suggests values, each trial is a run of `mmfusion train` in a process of
-its own, judged on the validation split. Bad trials are ended early, failed ones are told, and the same command goes on
-where a sweep was stopped or killed."""
+Search the space of conf/sweep/NAME.yaml: Optuna suggests values, each trial is a run of `mmfusion train` in a process
+of its own, judged on the validation split. Bad trials are ended early, failed ones are told, and the same command goes
+on where a sweep was stopped or killed."""
 EXAMPLES = """\
   mmfusion sweep quickstart                         learning rate and sizes of the quickstart
   mmfusion sweep quickstart --dry-run               what would be run
@@ -33,9 +33,13 @@ EXAMPLES = """\
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of a file conf/sweep/NAME.yaml, ours or in --config-dir")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what holds for all trials, as train takes it")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="what holds for all trials, as train takes it"
+    )
     parser.add_argument("--trials", type=positive, metavar="N", help="how many in all (what the file says)")
-    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="trials at once, which share the cores (1)")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="trials at once, which share the cores (1)"
+    )
     parser.add_argument("--folder", metavar="FOLDER", help="where the sweep is kept (sweeps/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="check all of it, print the first command, run nothing")
     config_dir(parser)
@@ -87,10 +91,15 @@ def _search(options: argparse.Namespace, sweep: Sweep, how: How, ranks: int, whe
         try:
             search.tidy_all(kept, how.folder)
             _begin(kept, options, how.folder)
+            gpus = torch.cuda.device_count()
             search.search(
-                kept, how, trials=sweep.trials, jobs=options.jobs, told=lambda one: print(_line(one, sweep), flush=True),
-                share=lambda slot: process.shared(process.cores(), options.jobs, ranks, slot, torch.cuda.device_count()),
-            )  # fmt: skip
+                kept,
+                how,
+                trials=sweep.trials,
+                jobs=options.jobs,
+                share=lambda slot: process.shared(process.cores(), options.jobs, ranks, slot, gpus),
+                told=lambda one: print(_line(one, sweep), flush=True),
+            )
             return _end(kept, options.name, how.folder, where)
         except (KeyboardInterrupt, SystemExit):
             print(f"go on with: {_again(options)}", file=sys.stderr)
@@ -157,7 +166,9 @@ def _line(one: Tried, sweep: Sweep) -> str:
     came = "" if one.value is None else f"{sweep.metric} {one.value:.4g}"
     came += "" if one.sd is None else f" (sd {one.sd:.2g}, n {one.n})"
     told = one.message if one.state != "done" else ""
-    return f"trial {one.number:<3} {one.state:<7} {', '.join(filter(None, (came, told)))}  [{values}]  {one.seconds:.0f} s"
+    return (
+        f"trial {one.number:<3} {one.state:<7} {', '.join(filter(None, (came, told)))}  [{values}]  {one.seconds:.0f} s"
+    )
 
 
 def _end(kept: Study, name: str, folder: Path, where: Path | None) -> int:
@@ -178,7 +189,9 @@ def _end(kept: Study, name: str, folder: Path, where: Path | None) -> int:
         print("mmfusion: no trial is done, so there is no best one; the table says why", file=sys.stderr)
         return 1
     print(f"\nbest          {file}\ntrain it      {command}")
-    print(f"page          {folder / 'sweep.html'}  (open it in a browser: {(folder / 'sweep.html').resolve().as_uri()})")
+    print(
+        f"page          {folder / 'sweep.html'}  (open it in a browser: {(folder / 'sweep.html').resolve().as_uri()})"
+    )
     return 0
 
 

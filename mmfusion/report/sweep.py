@@ -167,7 +167,9 @@ def _ends(found: Result, values: Sequence[float]) -> tuple[float, float]:
 def _drawn(x: float, scale: Scale, last: bool) -> Markup:
     body = Markup('<line class="axis" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(x, TOP, HEIGHT - BOTTOM)
     above, _, name = scale.name.rpartition(".")
-    lines = [name + (", log" if scale.log else "")] if not above else [f"{above}.", name + (", log" if scale.log else "")]
+    lines = (
+        [name + (", log" if scale.log else "")] if not above else [f"{above}.", name + (", log" if scale.log else "")]
+    )
     for index, text in enumerate(lines):
         style = "middle heading" if index == len(lines) - 1 else "middle"
         body += Markup('<text class="{}" x="{:.1f}" y="{}">{}</text>').format(
@@ -196,7 +198,7 @@ def course(found: Result) -> Markup:
     if len(done) < 2:
         return Markup("")
     keep = np.minimum if found.sweep.direction == "minimize" else np.maximum
-    so_far = keep.accumulate([one.value for one in done])
+    so_far = keep.accumulate(np.array([one.value for one in done], dtype=np.float64))
     line = svg.Line("best so far", np.array([one.number for one in done]), so_far, "s1")
     return _scatter(found, "by trial", {one.number: float(one.number) for one in found.tried}, "trial", line=line)
 

@@ -57,7 +57,7 @@ def search(
 
 
 def _to_do(study: Study, trials: int) -> Iterator[int]:
-    """The numbers of the trials to work on: those left unfinished, then new ones, each asked for when it is its turn."""
+    """The numbers of the trials to work on: those left unfinished, then new ones, each asked for in its turn."""
     for trial in study.trials():
         if trial.state == TrialState.RUNNING:
             yield trial.number

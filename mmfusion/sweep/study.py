@@ -1,7 +1,7 @@
 """What was tried, kept by Optuna in an SQLite file: asked for, told, and read again after any end.
 
-Each suggestion is a function of the sweep's seed, the trial's number and what the trials before came to, so that a sweep
-of one job that was killed goes on with the values that it would have had.
+Each suggestion is a function of the sweep's seed, the trial's number and what the trials before came to, so that a
+sweep of one job that was killed goes on with the values that it would have had.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmfusion.errors import UserError
 from mmfusion.sweep.space import Choice, Sweep
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # we say what there is to say
 
 FILE = "study.sqlite"
 LOCK = ".sweep.lock"
@@ -66,7 +68,6 @@ class Study:
     def __init__(self, folder: Path, sweep: Sweep) -> None:
         self.file = folder / FILE
         self.sweep = sweep
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         if self.file.exists():
             _refuse_unusable(self.file)
         else:
@@ -190,7 +191,9 @@ def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
 
 def given(sweep: Sweep, params: Mapping[str, Any]) -> dict[str, Any]:
     """Params of the study as values of the configuration."""
-    return {key: json.loads(params[key]) if isinstance(one, Choice) else params[key] for key, one in sweep.space.items()}
+    return {
+        key: json.loads(params[key]) if isinstance(one, Choice) else params[key] for key, one in sweep.space.items()
+    }
 
 
 def suggested(sweep: Sweep, before: list[FrozenTrial]) -> dict[str, Any] | None:
@@ -297,6 +300,6 @@ def _why(file: Path, error: Exception) -> str:
     reason = " ".join(str(cause).split())[:160]
     if "locked" in reason or "busy" in reason:
         return f"{file}: is locked by another program ({reason}); close it, then give the same command again"
-    if "readonly" in reason or "unable to open" in reason or "disk" in reason and "full" in reason:
+    if "readonly" in reason or "unable to open" in reason or "is full" in reason:
         return f"{file}: cannot be written ({reason}); mend that, or choose another with --folder FOLDER"
     return f"{file}: is damaged ({reason}); bring its copy back, or begin anew with --folder OTHER"

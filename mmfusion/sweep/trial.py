@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -136,116 +136,6 @@ class Trial:
         if self._pruned_at is not None:
             return self._over(TrialState.PRUNED, f"pruned at step {self._pruned_at}")
         return self._failed(ended) if ended else self._repeated(curves)
-
-    def stop(self) -> None: ...
-    def end(self) -> None: ...
-
-
-class Start(Protocol):
-    """Starts one: `Child` does."""
-
-    def __call__(self, command: Sequence[str], *, log: Path, given: Mapping[str, str]) -> Started: ...
-
-
-@dataclass(frozen=True)
-class How:
-    """What all trials of a sweep share.
-
-    `seed` is that of the first repeat; `best` whether a run is worth its best validation rather than its last; `more`
-    what stands behind each command, such as `--config-dir`; `allow` what stands behind `resume=` too.
-    """
-
-    folder: Path
-    seed: int
-    best: bool
-    more: Sequence[str] = ()
-    allow: Sequence[str] = ()
-    start: Start = Child
-    program: Sequence[str] = TRAIN
-    say: Callable[[str], None] = print
-
-
-class Trial:
-    """A trial under way. `look` again and again until it says that the trial is over."""
-
-    def __init__(self, study: Study, trial: FrozenTrial, how: How, given: Mapping[str, str], slot: int = 0) -> None:
-        self.number, self.slot = trial.number, slot
-        self._study, self._trial, self._how, self._given = study, trial, how, given
-        self._values: list[float] = list(trial.user_attrs.get("values", []))
-        self._reported: dict[int, float] = dict(trial.intermediate_values)
-        self._process: Started | None = None
-        self._pruned_at: int | None = None
-        self._begin()
-
-    @property
-    def run(self) -> Path:
-        """The run folder of the repeat that it is at."""
-        return self.folder / f"seed-{self._seed}"
-
-    @property
-    def folder(self) -> Path:
-        return folder_of(self._how.folder, self.number)
-
-    @property
-    def _seed(self) -> int:
-        return self._how.seed + len(self._values)
-
-    def _begin(self) -> None:
-        """Start the repeat's run, go on with it, or find it done: whatever an earlier sweep has left."""
-        self._process = None
-        if self._is_done() or self._is_live():
-            return
-        self._report(self._curves(over=False))
-        if self._pruned_at is not None:  # but not told yet
-            return
-        command = [*self._how.program, *self._how.more]
-        if (self.run / "config.yaml").is_file() and runs.resume_points(self.run):
-            command += [f"resume={self.run}", *self._how.allow]
-        else:
-            shutil.rmtree(self.run, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            values = self._study.values_of(self._trial)
-            own = [assigned("seed", self._seed), assigned("paths.run", str(self.run))]
-            command += [*self._study.sweep.arguments(values), *own]
-        self._process = self._how.start(command, log=self._log, given=self._given)
-
-    @property
-    def _log(self) -> Path:
-        return self.run.with_name(f"{self.run.name}.log")
-
-    def _is_done(self) -> bool:
-        return (self.run / "report.html").exists()
-
-    def _is_live(self) -> bool:
-        """Whether a process of an earlier sweep still works on it, or is still ending."""
-        try:
-            return self.run.exists() and read_status(self.run).state in LIVE
-        except runs.RunError:
-            return False
-
-    def look(self) -> bool:
-        """Report what was validated, end what is not worth going on; whether the trial is over, and told.
-
-        Raises MetricError where the run logs no such metric, which is so for all of them.
-        """
-        self._study.beat(self._trial)
-        ended = self._process.poll() if self._process else None
-        if self._process is None and not (self.run / "report.html").exists():
-            if not self._is_live():
-                self._begin()  # whoever worked on it has ended, before its end
-            return False
-        curves = self._curves(over=ended is not None or self._process is None)
-        if not self._values and self._pruned_at is None:
-            self._report(curves)
-        if self._pruned_at is not None and ended is None and self._process:
-            return False  # it is ending
-        if self._pruned_at is not None:
-            return self._over(TrialState.PRUNED, f"pruned at step {self._pruned_at}")
-        if self._process and ended is None:
-            return False
-        if ended:
-            return self._failed(ended)
-        return self._repeated(curves)
 
     def stop(self) -> None:
         """End the run behind its step; the trial stays to be gone on with."""

@@ -61,8 +61,8 @@ def _text(found: Result, best: Tried, name: str, given: Sequence[str], config_di
         "# @package _global_",
         f"# What `mmfusion sweep {found.name}` found: {', '.join(f'{k} {short(v)}' for k, v in best.values.items())}.",
         "# Command:  COMMAND",
-        f"# Judged:   {found.sweep.metric} {best.value:.4g} ({spread}), trial {best.number}, the best of {done} that were done of",
-        f"#           {len(found.tried)}: as the best of many, a little too good. No test split was seen.",
+        f"# Judged:   {found.sweep.metric} {best.value:.4g} ({spread}), trial {best.number}; the best of {done} that were",
+        f"#           done of {len(found.tried)}: as the best of many, a little too good. No test split was seen.",
     ]
     if short_runs := found.sweep.only_in_trials:
         lines.append(f"#           Trials had {shlex.join(short_runs)}.")
@@ -71,9 +71,7 @@ def _text(found: Result, best: Tried, name: str, given: Sequence[str], config_di
     return "\n".join([*lines, body])
 
 
-def _as_file(
-    given: Sequence[str], base: Sequence[str], config_dir: Path | None
-) -> tuple[list[Any], dict[str, Any]]:
+def _as_file(given: Sequence[str], base: Sequence[str], config_dir: Path | None) -> tuple[list[Any], dict[str, Any]]:
     """Overrides as the defaults list and the tree of a file."""
     groups = config.groups(list(config.conf_trees(config_dir)))
     defaults: list[Any] = [*base]
@@ -113,9 +111,7 @@ def _behind(name: str, given: Sequence[str], tree: Path, config_dir: Path | None
 
     differ = missing(removed)
     groups = config.groups([tree, *config.conf_trees(config_dir)])
-    behind = [
-        one for one in given if one not in removed and any(_is_of(key, key_of(one), groups) for key in differ)
-    ]
+    behind = [one for one in given if one not in removed and any(_is_of(key, key_of(one), groups) for key in differ)]
     behind = [*removed, *(o for o in behind if not o.startswith("experiment="))]
     if still := missing(behind):
         raise ConfigError([f"{still[0]}: an experiment file does not give it as the trial had it"])
@@ -144,4 +140,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return getattr(value, "text", value)
-
