@@ -237,10 +237,8 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
 def _several(cfg: DictConfig) -> bool:
     """Whether a run may have more than one process."""
     with suppress(OmegaConfBaseException):  # the run itself will say so
-        return OmegaConf.select(cfg, "trainer.devices") != 1 or OmegaConf.select(cfg, "trainer.num_nodes") not in (
-            None,
-            1,
-        )
+        devices, nodes = (OmegaConf.select(cfg, f"trainer.{key}") for key in ("devices", "num_nodes"))
+        return devices != 1 or nodes not in (None, 1)
     return False
 
 

@@ -81,6 +81,7 @@ def submit(tree: Mapping[str, Any], overrides: Sequence[str], more: Sequence[str
         print(of_submitit._make_sbatch_string(command=command, folder=folder, **parameters))
         return 0
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         executor = of_submitit.SlurmExecutor(folder=folder)
         executor.update_parameters(**parameters)
         job = executor._submit_command(command)

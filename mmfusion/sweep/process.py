@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mmfusion.sweep import bound
 
@@ -20,29 +21,38 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 class Child:
     """A command in a process group of its own; what it prints is added to `log`, or goes where ours goes.
 
-    It hears SIGTERM when this process ends, also by kill -9 (on Linux). Started by the main thread, whose end that is.
+    It hears SIGTERM when this process ends, also by kill -9.
     """
 
     def __init__(
         self, command: Sequence[str], *, log: Path | None = None, given: Mapping[str, str] | None = None
     ) -> None:
-        wrapped = [sys.executable, "-I", "-S", bound.__file__, str(os.getpid()), *command]
-        environment = {**os.environ, **(given or {})}
-        if log is None:
-            self._process = subprocess.Popen(wrapped, env=environment, start_new_session=True)
-            return
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                wrapped, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-            )
+        self._asked = False
+        heard, self._line = os.pipe()  # our end closes with this process, whatever ends it
+        wrapped = [sys.executable, "-I", "-S", bound.__file__, str(heard), *command]
+        how: dict[str, Any] = {"env": {**os.environ, **(given or {})}, "pass_fds": [heard], "start_new_session": True}
+        try:
+            if log is None:
+                self._process = subprocess.Popen(wrapped, **how)
+            else:
+                with log.open("ab") as file:
+                    self._process = subprocess.Popen(wrapped, stdin=subprocess.DEVNULL, stdout=file, stderr=file, **how)
+        finally:
+            os.close(heard)
+
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):
+            os.close(self._line)
 
     def poll(self) -> int | None:
         """Its exit status once it has ended, minus the signal if one ended it."""
         return self._process.poll()
 
     def stop(self) -> None:
-        """Ask it to end behind the step that it is in."""
-        self._process.terminate()
+        """Ask it to end behind the step that it is in; once, as a second time would mean at once."""
+        if not self._asked:
+            self._asked = True
+            self._process.terminate()
 
     def kill(self) -> None:
         """End it, and what it has started, at once."""

@@ -30,7 +30,7 @@ GIVEN = {
     "logger.csv": "is what the sweep reads",
     "launcher": "is of one run; give --jobs",
 }
-Value = float | int | str
+WORDS = ("null", "true", "false", "nan", "inf", "infinity")  # that are no text to Hydra
 
 
 class _Strict(BaseModel):
@@ -253,7 +253,7 @@ def _written(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(_written, value)) + "]"
     text = str(value)
-    plain = re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text.lower() not in ("null", "true", "false", "nan", "inf")
+    plain = re.fullmatch(r"[A-Za-z_][\w./-]*", text, re.ASCII) and text.lower() not in WORDS
     return text if plain else _quoted(text)
 
 

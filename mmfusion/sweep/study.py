@@ -7,12 +7,13 @@ sweep of one job that was killed goes on with the values that it would have had.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ NAME = "sweep"
 BEAT_S = 10  # between heartbeats of a trial
 SILENT_S = 60  # after which another machine's is taken for dead
 WAIT_S = 5.0  # for a lock of the file
-ATTEMPTS = 32  # to suggest what was not tried yet
+ATTEMPTS = 16  # to suggest what was not tried yet
 
 
 class SweepError(UserError):
@@ -202,9 +203,6 @@ def suggested(sweep: Sweep, before: list[FrozenTrial]) -> dict[str, Any] | None:
     A pure function of the seed and the trials before: asked in memory, of a sampler of this one number.
     """
     tried = [trial.params for trial in before]
-    there_are = _combinations(sweep)
-    if there_are is not None and len({json.dumps(one, sort_keys=True) for one in tried}) >= there_are:
-        return None
     found: dict[str, Any] = {}
     for attempt in range(ATTEMPTS):
         digest = hashlib.sha256(f"{sweep.seed} {len(before)} {attempt}".encode()).digest()
@@ -215,23 +213,24 @@ def suggested(sweep: Sweep, before: list[FrozenTrial]) -> dict[str, Any] | None:
             study.add_trials(before)
             found = study.ask(distributions(sweep)).params
         if found not in tried:
-            break
-    return found
+            return found
+    values = _all(sweep)
+    return found if values is None else next((one for one in values if one not in tried), None)
 
 
-def _combinations(sweep: Sweep) -> int | None:
-    """How many values there are; None for a continuum."""
-    count = 1
+def _all(sweep: Sweep) -> Iterator[dict[str, Any]] | None:
+    """Every combination of values, one after another; None for a continuum."""
+    axes: list[Sequence[Any]] = []
     for one in distributions(sweep).values():
         if isinstance(one, CategoricalDistribution):
-            count *= len(one.choices)
+            axes.append(one.choices)
         elif isinstance(one, IntDistribution):
-            count *= (one.high - one.low) // one.step + 1
+            axes.append(range(one.low, one.high + 1, one.step))
         elif isinstance(one, FloatDistribution) and one.step:
-            count *= round((one.high - one.low) / one.step) + 1
+            axes.append([one.low + i * one.step for i in range(round((one.high - one.low) / one.step) + 1)])
         else:
             return None
-    return count
+    return (dict(zip(sweep.space, values, strict=True)) for values in itertools.product(*axes))
 
 
 def _pruner(sweep: Sweep) -> BasePruner:

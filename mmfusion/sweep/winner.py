@@ -20,6 +20,7 @@ from mmfusion.config.composition import hydra_over
 from mmfusion.sweep.result import Result, Tried
 from mmfusion.sweep.space import key_of, short
 
+LATE = ("stage", "debug")  # groups that stand behind the experiment, which cannot choose in them
 # Of a run, not of its recipe: may differ between the winner's trial and what its file composes to.
 OWN = ("name", "paths")
 
@@ -47,7 +48,8 @@ def write(found: Result, config_dir: Path | None = None) -> tuple[Path, str]:
     command = ["mmfusion", "train", "--config-dir", str(config_dir or file.parent.parent), f"experiment={name}"]
     told = shlex.join([*command, *behind])
     if config_dir:
-        told = f"{shlex.join(['cp', str(file), str(config_dir / 'experiment')])} && {told}"
+        there = str(config_dir / "experiment")
+        told = " && ".join([shlex.join(["mkdir", "-p", there]), shlex.join(["cp", str(file), there]), told])
     runs.write(file, text.replace("COMMAND", told))
     return file, told
 
@@ -61,8 +63,8 @@ def _text(found: Result, best: Tried, name: str, given: Sequence[str], config_di
         "# @package _global_",
         f"# What `mmfusion sweep {found.name}` found: {', '.join(f'{k} {short(v)}' for k, v in best.values.items())}.",
         "# Command:  COMMAND",
-        f"# Judged:   {found.sweep.metric} {best.value:.4g} ({spread}), trial {best.number}; the best of {done} that were",
-        f"#           done of {len(found.tried)}: as the best of many, a little too good. No test split was seen.",
+        f"# Judged:   {found.sweep.metric} {best.value:.4g} ({spread}), trial {best.number}; the best of the",
+        f"#           {done} of {len(found.tried)} that were done, so a little too good. No test split was seen.",
     ]
     if short_runs := found.sweep.only_in_trials:
         lines.append(f"#           Trials had {shlex.join(short_runs)}.")
@@ -78,7 +80,7 @@ def _as_file(given: Sequence[str], base: Sequence[str], config_dir: Path | None)
     tree: dict[str, Any] = {}
     for one in _parsed(given):
         key = one.key_or_group
-        if one.is_delete() or key == "experiment":
+        if one.is_delete() or key in ("experiment", *LATE):
             continue
         if key in groups:
             package = f"@{one.package}" if one.package else ""
@@ -102,24 +104,20 @@ def _base(given: Sequence[str], config_dir: Path | None) -> list[str]:
 
 def _behind(name: str, given: Sequence[str], tree: Path, config_dir: Path | None) -> list[str]:
     """The overrides that the file alone does not give: what is left out, and what is set behind an experiment."""
-    removed = [one for one in given if one.startswith("~")]
+    behind = [one for one in given if one.startswith("~") or key_of(one) in LATE]
+    groups = config.groups([tree, *config.conf_trees(config_dir)])
+    values = [one for one in given if one not in behind and key_of(one) not in groups]
     expected = dict(_leaves(given, config_dir))
 
-    def missing(behind: Sequence[str]) -> list[str]:
-        got = dict(_leaves([f"experiment={name}", *behind], tree))
+    def missing(more: Sequence[str]) -> list[str]:
+        got = dict(_leaves([f"experiment={name}", *behind, *more], tree))
         return [key for key in {**expected, **got} if got.get(key, got) != expected.get(key, expected)]
 
-    differ = missing(removed)
-    groups = config.groups([tree, *config.conf_trees(config_dir)])
-    behind = [one for one in given if one not in removed and any(_is_of(key, key_of(one), groups) for key in differ)]
-    behind = [*removed, *(o for o in behind if not o.startswith("experiment="))]
-    if still := missing(behind):
+    differ = missing([])
+    behind += [one for one in values if any(f"{key}.".startswith(f"{key_of(one)}.") for key in differ)]
+    if still := missing([]):
         raise ConfigError([f"{still[0]}: an experiment file does not give it as the trial had it"])
     return behind
-
-
-def _is_of(key: str, overridden: str, groups: Mapping[str, object]) -> bool:
-    return key == overridden or key.startswith(f"{overridden}.") or overridden in groups
 
 
 def _leaves(given: Sequence[str], config_dir: Path | None) -> Iterator[tuple[str, Any]]:
