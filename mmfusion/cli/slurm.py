@@ -6,10 +6,12 @@ SIGTERM, ends its step and leaves a resume point; `resume=RUN launcher=slurm` go
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +86,8 @@ def submit(tree: Mapping[str, Any], overrides: Sequence[str], more: Sequence[str
         folder.mkdir(parents=True, exist_ok=True)
         executor = of_submitit.SlurmExecutor(folder=folder)
         executor.update_parameters(**parameters)
-        job = executor._submit_command(command)
+        with redirect_stderr(io.StringIO()):  # what sbatch says is in the error too
+            job = executor._submit_command(command)
     except (RuntimeError, OSError) as error:  # no srun here; what sbatch said; submitit's own errors
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"launcher=slurm: {reason}; launcher.dry_run=true prints the script") from error
