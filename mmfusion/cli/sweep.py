@@ -125,8 +125,8 @@ def _folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()
+        if {path.name for path in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
             for path in made:
                 with suppress(OSError):
                     path.rmdir()

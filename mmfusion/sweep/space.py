@@ -223,6 +223,13 @@ def _refuse_given(file: Path, sweep: Sweep) -> None:
         for given, why in GIVEN.items():
             if (key == given or key.startswith(f"{given}.")) and not (key == "seed" and key in set_there):
                 raise ConfigError([f"{file}: {key}: {why}"])
+    if sums := [
+        key for key in sweep.space if sweep.metric == "val/loss" and key.split(".")[0] in ("weights", "objective")
+    ]:
+        remedy = "judge by a part of it that all trials have, such as val/captioning"
+        raise ConfigError(
+            [f"{file}: {sums[0]}: changes what val/loss is the sum of, so that values cannot be compared; {remedy}"]
+        )
     if twice := sorted(set_there & set(sweep.space)):
         raise ConfigError([f"{file}: {twice[0]}: is searched, and set among the overrides too; leave one out"])
 

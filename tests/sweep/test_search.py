@@ -208,6 +208,24 @@ def test_a_child_is_waited_for_until_its_end(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "ready\nheard\n"
 
 
+def leads(log: Path) -> None:
+    Child(["/bin/sh", "-c", "trap 'echo heard; exit 7' TERM; echo ready; while :; do sleep 0.01; done"], log=log).wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_who_waits_for_a_child_and_is_ended_ends_it(how: signal.Signals, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    leading = Forked(leads, log, folder=tmp_path)
+    while not log.exists() or not log.read_text():
+        time.sleep(0.005)
+    os.kill(leading.pid, how)
+    leading.ended()
+    until = time.monotonic() + 10
+    while "heard" not in log.read_text() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert log.read_text() == "ready\nheard\n"  # once
+
+
 def test_heartbeats_stand_in_the_file(tmp_path: Path) -> None:
     sweep = space(trials=1)
     swept(tmp_path / "sweep", sweep)

@@ -114,6 +114,8 @@ def checked(**changed: Any) -> None:
          "mine.yaml: data.augment.image.flip: must be less than or equal to 1, not 2.0"),
         ({"space": {"seed": {"kind": "int", "low": 0, "high": 3}}}, "mine.yaml: seed: is counted up"),
         ({"space": {"paths.run": {"kind": "choice", "values": ["a", "b"]}}}, "paths.run: are the trial's own"),
+        ({"space": {"weights.captioning": {"kind": "float", "low": 0.1, "high": 2.0}}},
+         "mine.yaml: weights.captioning: changes what val/loss is the sum of"),
         ({"overrides": ["evaluation=any"]}, "mine.yaml: evaluation: is for the winner"),
         ({"overrides": ["resume=runs/x"]}, "mine.yaml: resume: goes on with one run"),
         ({"overrides": ["optim.lr=0.1"]}, "mine.yaml: optim.lr: is searched, and set among the overrides too"),
