@@ -214,12 +214,12 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows: Rows = []
     if "killed" in options.only:
-        rows += killed(work, 3, [1]) if options.quick else killed(work, 12, [3, 8])
+        rows += killed(work, 2, [0]) if options.quick else killed(work, 12, [3, 8])
     if "ranks" in options.only:
         rows += ranks(work, 1, []) if options.quick else ranks(work, 12, [3, 8])
     if "quickstart" in options.only:
         few = ["steps=4", "trainer.val_check_interval=2", "data.batch_size=16", "data.workers=0"]
-        rows += quickstart(work, 2, few, few, (1,)) if options.quick else quickstart(work, None, [], [], FRESH)
+        rows += quickstart(work, 1, few, few, (1,)) if options.quick else quickstart(work, None, [], [], FRESH)
     file = HERE / ("results.quick.json" if options.quick else "results.json")
     kept = json.loads(file.read_text())["rows"] if options.only is not parts and file.exists() else []
     new = {one["id"] for one in rows}

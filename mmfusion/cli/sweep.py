@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,26 +56,26 @@ def run(options: argparse.Namespace) -> int:
     sweep = sweep.overridden(options.overrides)
     if options.trials:
         sweep = sweep.model_copy(update={"trials": options.trials})
-    tree = space.check(file, sweep, lambda given: settled(config.compose(given, where)))
+    trees = space.check(file, sweep, lambda given: settled(config.compose(given, where)))
     folder = Path(options.folder or f"sweeps/{options.name}")
     if options.dry_run:
         return _dry(file, sweep, folder)
-    how = _how(folder, tree, where)
-    ranks = tree["trainer"].get("devices")
+    how = _how(folder, trees, where)
+    ranks = trees[0]["trainer"].get("devices")
     return _search(options, sweep, how, ranks if isinstance(ranks, int) and ranks > 0 else 1, where)
 
 
-def _how(folder: Path, tree: dict[str, Any], where: Path | None) -> How:
-    """What all trials share, read from the first one's configuration."""
+def _how(folder: Path, trees: Sequence[dict[str, Any]], where: Path | None) -> How:
+    """What all trials share, read from the configurations that were checked."""
     from mmfusion import config
     from mmfusion.cli.resume import ours
     from mmfusion.sweep.trial import How
 
-    own = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
+    own = sorted({str(target) for tree in trees for _, target in config.targets(tree)} - ours(list(trees)))
     return How(
         folder=folder,
-        seed=tree["seed"],
-        best=tree.get("keep") == "best",
+        seed=trees[0]["seed"],
+        best=trees[0].get("keep") == "best",
         more=["--config-dir", str(where)] if where else [],
         allow=[word for target in own for word in ("--allow", target)],
     )

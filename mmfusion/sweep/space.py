@@ -193,8 +193,8 @@ def _told(file: Path, trees: Mapping[Path, str]) -> str:
     return str(file)
 
 
-def check(file: Path, sweep: Sweep, settled: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
-    """Compose and check the configuration with each end of each range; that of the first is returned.
+def check(file: Path, sweep: Sweep, settled: Callable[[list[str]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compose and check the configuration with each end of each range and with each choice: the trees.
 
     `settled` makes the checked tree of overrides. Raises ConfigError, with the file, for a key that is not there or is
     given twice, a value that its signature refuses, or steps at the end of which nothing is validated.
@@ -214,7 +214,7 @@ def check(file: Path, sweep: Sweep, settled: Callable[[list[str]], dict[str, Any
             raise ConfigError([f"{file}: trainer.val_check_interval: {last}; {remedy}"])
         if "csv" not in tree["logger"]:
             raise ConfigError([f"{file}: logger: a sweep reads metrics.csv; leave csv among the loggers"])
-    return trees[0]
+    return trees
 
 
 def _refuse_given(file: Path, sweep: Sweep) -> None:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the stand-in, which end at once."""
     how = verb._how
 
-    def with_stub(folder: Path, tree: dict[str, Any], where: Path | None) -> How:
+    def with_stub(folder: Path, trees: Sequence[dict[str, Any]], where: Path | None) -> How:
         program = [sys.executable, "-S", str(small.STUB)]
-        return dataclasses.replace(how(folder, tree, where), program=program, more=["a=0.5"])
+        return dataclasses.replace(how(folder, trees, where), program=program, more=["a=0.5"])
 
     monkeypatch.setattr(verb, "_how", with_stub)
 
