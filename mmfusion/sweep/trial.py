@@ -68,6 +68,7 @@ class Trial:
         self._study, self._trial, self._how, self._given = study, trial, how, given
         self._values: list[float] = list(trial.user_attrs.get("values", []))
         self._reported: dict[int, float] = dict(trial.intermediate_values)
+        self._seen: dict[int, float] = {}
         self._process: Started | None = None
         self._pruned_at: int | None = None
         self._begin()
@@ -90,7 +91,7 @@ class Trial:
         self._process = None
         if self._is_done() or self._is_live():
             return
-        self._report(self._curves(over=False))
+        self._report(self._curves(over=False), sure=True)
         if self._pruned_at is not None:  # but not told yet
             return
         command = [*self._how.program, *self._how.more]
@@ -130,7 +131,7 @@ class Trial:
             return False
         ended = self._process.poll() if self._process else 0
         curves = self._curves(over=ended is not None)
-        self._report(curves)
+        self._report(curves, sure=ended is not None)
         if ended is None:
             return False
         if self._pruned_at is not None:
@@ -154,13 +155,19 @@ class Trial:
                 raise
             return {}
 
-    def _report(self, curves: Curves) -> None:
-        """In order, up to the first step at which the pruner ends it, so that it does not matter when we looked."""
+    def _report(self, curves: Curves, *, sure: bool) -> None:
+        """In order, up to the first step at which the pruner ends it, so that it does not matter when we looked.
+
+        A row may be half written: what is not `sure` is believed when it is found twice.
+        """
         if self._values or self._pruned_at is not None:
             return
         for step, value in _of(curves, self._study.sweep.metric):
             if step in self._reported and step != max(self._reported):
                 continue
+            if not sure and self._seen.get(step) != value:
+                self._seen[step] = value
+                return
             self._reported[step] = value
             if self._study.report(self._trial, value, step):
                 self._pruned_at = step

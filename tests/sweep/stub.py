@@ -1,7 +1,7 @@
 """Stands in for `mmfusion train`: in a tenth of a second it leaves what a run leaves, stops and goes on as one does.
 
 Its validation loss at a step is `a * 100 + seed + 10 / step`, of the values that it is given (`a=…`). What is done is
-written down in `done.log` beside the run folder: `begin STEP` at each start, `end` once.
+written down in `done.log` beside the run folder: `begin STEP` at each start, `saved STEP`, `end` once.
 
     python -S stub.py [--config-dir X] a=0.25 b=2 seed=1 paths.run=FOLDER steps=6 every=2 pause=0.01 fail=3
     python -S stub.py resume=FOLDER
@@ -62,6 +62,8 @@ def main() -> None:
             with (run / "metrics.csv").open("a") as file:
                 file.write(f"0,{step - 1},{loss!r}\n")
         (run / "resume" / f"step={step}.ckpt").touch()
+        with log.open("a") as file:
+            file.write(f"saved {step}\n")
         if stopped:
             status(run, "stopped", step)
             sys.exit(143)
