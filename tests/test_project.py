@@ -21,6 +21,8 @@ import mmfusion
 from data_prep import checks, conversations, preferences
 from experiments.first_hour import own_data
 from mmfusion.cli.main import main
+from mmfusion.sweep import space, winner
+from mmfusion.sweep.result import Result, Tried
 
 ROOT = Path(__file__).parent.parent
 LATE = ("training", "evaluation", "api", "report", "cli", "config", "runs", "checkpoint", "plan")
@@ -40,6 +42,7 @@ FORBIDDEN = {
     "report": ("hydra", "omegaconf", "lightning", "mmfusion.cli", "mmfusion.training"),
     # what these stand on: none learns or shows
     "config": ("lightning", "webdataset", "wandb", "mmfusion.data", "mmfusion.runs", "mmfusion.checkpoint", *_LEARNING),
+    "sweep": ("lightning", "webdataset", "wandb", "mmfusion.data", "mmfusion.checkpoint", *_LEARNING),
     "runs": (*_TRAINING, "mmfusion.data", "mmfusion.checkpoint", *_LEARNING),
     "checkpoint": (*_TRAINING, *_LEARNING),
     "plan": (*_TRAINING, "mmfusion.evaluation", "mmfusion.api", "mmfusion.report", "mmfusion.cli", "mmfusion.runs"),
@@ -111,6 +114,14 @@ def test_every_override_of_the_readme_is_taken(typed: str, one_step_run: Path) -
     assert main(["config", "--check", *typed.replace("RUN", str(one_step_run)).split()]) == 0
 
 
+def found_in(folder: Path) -> Result:
+    """A sweep over the quickstart's space of one trial, in which everything was at its lower end."""
+    _, sweep = space.read("quickstart")
+    values = next(sweep.tried())
+    one = Tried(0, "done", values, 5.0, None, 1, 150, 30.0, "", folder / "trials" / "000")
+    return Result("quickstart", sweep, folder, [one], {})
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path, few: Path) -> dict[str, Path]:
     """What the README's commands name, made small: own files, their shards, a run on them, the quickstart's run, and
@@ -126,7 +137,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, one_step_run: Path, few: Path
         shutil.copytree(one_step_run, folder / "runs" / run)
     for script in (checks, conversations, preferences):
         script.prepare(folder / script.__name__.rpartition(".")[2], few)
-    names = ("own", "shards", "checks", "conversations", "preferences", "runs/mine", "runs/quickstart/TIME",
+    winner.write(found_in(folder / "sweeps" / "quickstart"))
+    names = ("own", "sweeps", "shards", "checks", "conversations", "preferences", "runs/mine", "runs/quickstart/TIME",
              "runs/answers", "runs/better", "runs/small", "runs", "stats.html", "samples.html", "schema.json",
              "embeddings.parquet")  # fmt: skip
     return {name: folder / name for name in names}
@@ -168,6 +180,9 @@ def test_every_command_of_the_readme_runs(
             "stage=policy": "checks"}  # fmt: skip
     for stage in [word for word in words if word in made]:
         words += [f"data.root={home[made[stage]]}", "data.weights=null"]
+    if words[0] == "sweep":
+        short = ["steps=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=1", "data.batch_size=8"]
+        words = ["sweep", words[1], "--folder", str(tmp_path / "sweep"), "--trials", "1", *short, "data.workers=0"]
     if words[0] == "plan":
         words = ["plan", "model=tiny"]
     if words[0] == "runs":

@@ -24,13 +24,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mmfusion import config, runs
-from mmfusion.cli import ranks
+from mmfusion.cli import ranks, slurm
 from mmfusion.cli.resume import ours, resumed, split_resume
 from mmfusion.cli.session import settled, train
 from mmfusion.cli.signals import on_sigterm
 from mmfusion.config import ConfigError
 from mmfusion.errors import UserError
 from mmfusion.ranks import together
+from mmfusion.sweep.process import TRAIN, Child
+from mmfusion.sweep.space import assigned
 
 # What a sweep cannot be given, and what to do instead.
 OF_ONE_RUN = {
@@ -50,7 +52,19 @@ def launch(overrides: Sequence[str], config_dir: Path | None, *, multirun: bool,
     if multirun:
         return _sweep(overrides, config_dir)
     run, rest = split_resume(overrides)
-    return _run_one(resumed(run, rest, allow) if run else config.compose(rest, config_dir), config_dir)
+    if run:
+        cfg = slurm.of_resumed(resumed(run, slurm.without(rest), allow), rest, config_dir)
+    else:
+        cfg = config.compose(rest, config_dir)
+    if slurm.wanted(cfg):
+        return slurm.submit(settled(cfg), overrides, _flags(config_dir, allow))
+    return _run_one(cfg, config_dir)
+
+
+def _flags(config_dir: Path | None, allow: Sequence[str] = ()) -> list[str]:
+    """What stands behind the overrides of a command that another process is to run."""
+    allowed = [word for target in allow for word in ("--allow", target)]
+    return [*allowed, *(["--config-dir", str(config_dir)] if config_dir else [])]
 
 
 def _keep_freed_memory() -> None:
@@ -122,9 +136,7 @@ def _follow(cfg: DictConfig) -> int:
 def _way_on(folder: Path, made: Sequence[Path], tree: Mapping[str, Any], config_dir: Path | None) -> str:
     """How a run that ended early can go on; what was `made` for one that saved nothing is removed."""
     foreign = sorted({str(target) for _, target in config.targets(tree)} - ours(tree))
-    again = ["mmfusion", "train", f"resume={folder}", *(word for target in foreign for word in ("--allow", target))]
-    if config_dir:  # next to which their package stands
-        again += ["--config-dir", str(config_dir)]
+    again = ["mmfusion", "train", f"resume={folder}", *_flags(config_dir, foreign)]
     if (folder / "checkpoint").exists():
         return f"; trained, its checkpoint is {folder / 'checkpoint'}; evaluate and report it with: {shlex.join(again)}"
     if not made or runs.resume_points(folder):
@@ -187,8 +199,11 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
         with open_dict(cfg):
             cfg.paths.run = str(folder)
         label = " ".join(runs.masked(override.lstrip("+")) for override in hydra_cfg.overrides.task)
-        print(f"\n{label}")
-        status = _run_of_sweep(cfg, config_dir)
+        print(f"\n{label}", flush=True)
+        if slurm.wanted(cfg) or _several(cfg):
+            status = _apart([*hydra_cfg.overrides.task, assigned("paths.run", str(folder))], config_dir)
+        else:
+            status = _run_of_sweep(cfg, config_dir)
         ended.append((label, status))
         if status in (130, 143):
             raise KeyboardInterrupt  # which ends Hydra's loop too
@@ -212,6 +227,25 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
     for label, status in ended:
         print(f"  {words.get(status, f'failed ({status})')}  {label}")
     return max([stopped, *(status for _, status in ended)])
+
+
+def _several(cfg: DictConfig) -> bool:
+    """Whether a run may have more than one process."""
+    with suppress(OmegaConfBaseException):  # the run itself will say so
+        devices, nodes = (OmegaConf.select(cfg, f"trainer.{key}") for key in ("devices", "num_nodes"))
+        return devices != 1 or nodes not in (None, 1)
+    return False
+
+
+def _apart(overrides: Sequence[str], config_dir: Path | None) -> int:
+    """A run of a sweep as a process of its own: the ranks that it starts repeat its command, not that of the sweep."""
+    run = Child([*TRAIN, *overrides, *_flags(config_dir)])
+    try:
+        return run.wait()
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit:  # SIGTERM
+        return 143
 
 
 def _run_of_sweep(cfg: DictConfig, config_dir: Path | None) -> int:

@@ -19,7 +19,7 @@ from mmfusion.cli.signals import on_sigterm
 # Each verb is a module of this folder (`data pack`: data_pack) with HELP, DESCRIPTION, EXAMPLES, `arguments(parser)`
 # and `run(options) -> status`. What a module imports at its top is imported by `mmfusion --help`: nothing heavy.
 VERBS = (
-    "train", "evaluate", "generate", "embed", "quantize",
+    "train", "sweep", "evaluate", "generate", "embed", "quantize",
     "data pack", "data show", "data stats",
     "runs ls", "runs show", "runs best", "compare",
     "plan", "config",

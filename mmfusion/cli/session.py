@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt, Le, MinLen
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -34,6 +33,7 @@ from mmfusion import api, checkpoint, config, report, runs
 from mmfusion.checkpoint import fill, locate, quantization
 from mmfusion.checkpoint.layout import QUANTIZATION, weights_sha256
 from mmfusion.cli import ranks
+from mmfusion.cli.slurm import Slurm
 from mmfusion.config import ConfigError
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
@@ -102,13 +102,14 @@ def train(
     earlier: Mapping[str, Earlier] | None = None,
     checkpoint: str | None = None,
     resume: str | None = None,
+    launcher: Slurm | None = None,
 ) -> None:
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
 
     The checkpoint has the last weights, or the `best`: those of the lowest validation loss. Where it has tasks of its
-    own, `earlier` stages' are asked again, of the `checkpoint` it began with and of its own.
-    `tree` is the resolved configuration that goes into the checkpoint; everything else is built from it. Raises
-    KeyboardInterrupt or SIGTERMException where a signal ended the training.
+    own, `earlier` stages' are asked again, of the `checkpoint` it began with and of its own. A `launcher` was heard
+    before (`mmfusion.cli.launch`). `tree` is the resolved configuration that goes into the checkpoint; everything else
+    is built from it. Raises KeyboardInterrupt or SIGTERMException where a signal ended the training.
     """
     assert paths.run is not None
     run = Path(paths.run)
@@ -165,8 +166,6 @@ def _fitter(
 
 def _refuse_several(fitter: pl.Trainer) -> None:
     """Raises ConfigError where several processes cannot do what one can."""
-    if HydraConfig.initialized():  # the others would repeat the command, -m and all
-        raise ConfigError(["trainer.devices: a run of -m has one process; leave out -m, or set trainer=default"])
     if isinstance(fitter.strategy, ModelParallelStrategy):
         raise ConfigError(["trainer.strategy: weights are not divided over devices yet; set trainer=ddp"])
 

@@ -45,6 +45,8 @@ def as_overrides(arguments: Sequence[str], config_dirs: Sequence[Path], *, sweep
             raise ConfigError([_several(argument)])
         if override.is_sweep_override() or override.is_delete():
             pass
+        elif name == "sweep":
+            raise ConfigError([f"{argument}: is no part of a run; search it with: mmfusion sweep {override.value()}"])
         elif name in known:
             _check_choice(name, override.value(), known[name])
         elif group := _meant(name, override.value(), known):

@@ -112,7 +112,7 @@ def by_row(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class IntegerLinear(nn.Linear):
-    """A linear map that multiplies integers with integers: tokens of its input, rounded `by_row`, and rows of its weight.
+    """A linear map that multiplies integers with integers: its input's tokens, rounded `by_row`, and its weight's rows.
 
     As torchao's own layer, with a quarter of its operators: on a CPU, and with one token, these take most of the time.
     """

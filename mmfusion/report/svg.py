@@ -86,29 +86,30 @@ def curves(lines: Sequence[Line], *, title: str, x_name: str, log: bool = False,
     low, high = (low / 1.08, high * 1.08) if log else (low - pad, high + pad)
     x = Axis(float(xs.min()), float(xs.max()), LEFT, WIDTH - RIGHT - (LETTER if named else 0))
     y = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
-    body = _grid(x, y, x_name)
+    body = grid(x, y, x_name)
     for line in lines:
-        body += _path(x(line.x), y(line.y), line.style)
+        body += path(x(line.x), y(line.y), line.style)
     if named:
         body += _names([(line, mask) for line, mask in zip(lines, finite, strict=True) if mask.any()], x, y)
-    return _figure(title, body, _legend(lines))
+    return figure(title, body, _legend(lines))
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], *, title: str, x_name: str, log: bool = False) -> Markup:
     """Bars between `edges` [n + 1], whose heights are `counts` [n]; `log` draws the edges in their logarithm."""
     x = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT, log)
     y = Axis(0, max(*counts, 4), HEIGHT - BOTTOM, TOP)
-    body = _grid(x, y, f"{x_name}, log scale" if log else x_name)
+    body = grid(x, y, f"{x_name}, log scale" if log else x_name)
     for low, high, count in zip(x(np.array(edges[:-1])), x(np.array(edges[1:])), counts, strict=True):
         if count:
             top = min(float(y(count)), HEIGHT - BOTTOM - 1.5)  # a single one among thousands is still seen
             body += Markup('<rect class="bin" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
                 low, top, max(high - low - 0.5, 0.5), HEIGHT - BOTTOM - top
             )
-    return _figure(title, body, Markup(""))
+    return figure(title, body, Markup(""))
 
 
-def _grid(x: Axis, y: Axis, x_name: str) -> Markup:
+def grid(x: Axis, y: Axis, x_name: str, labels: Sequence[str] = ()) -> Markup:
+    """Lines at round numbers of y, round numbers below, or `labels` at 0, 1, 2, …"""
     body = Markup("")
     for value in ticks(y.low, y.high, y.log):
         at = float(y(value))
@@ -116,15 +117,16 @@ def _grid(x: Axis, y: Axis, x_name: str) -> Markup:
             LEFT, WIDTH - RIGHT, at, at
         )
         body += Markup('<text class="end" x="{}" y="{:.1f}">{}</text>').format(LEFT - 5, at + 4, number(value))
-    for value in ticks(x.low, x.high, x.log):
+    for value, label in enumerate(labels) if labels else ((v, number(v)) for v in ticks(x.low, x.high, x.log)):
         body += Markup('<text class="middle" x="{:.1f}" y="{}">{}</text>').format(
-            float(x(value)), HEIGHT - BOTTOM + 14, number(value)
+            float(x(value)), HEIGHT - BOTTOM + 14, label
         )
     body += Markup('<text class="end" x="{}" y="{}">{}</text>').format(WIDTH - RIGHT, HEIGHT - 4, x_name)
     return body + (Markup('<text x="2" y="{}">log scale</text>').format(HEIGHT - 4) if y.log else Markup(""))
 
 
-def _path(x: np.ndarray, y: np.ndarray, style: str) -> Markup:
+def path(x: np.ndarray, y: np.ndarray, style: str) -> Markup:
+    """A line through points, with a gap where one is not finite."""
     if len(x) > POINTS:
         keep = np.linspace(0, len(x) - 1, POINTS).round().astype(int)
         x, y = x[keep], y[keep]
@@ -162,7 +164,8 @@ def _legend(lines: Sequence[Line]) -> Markup:
     return Markup('<span class="legend">{}</span>').format(items)
 
 
-def _figure(title: str, body: Markup, legend: Markup) -> Markup:
+def figure(title: str, body: Markup, legend: Markup = Markup("")) -> Markup:  # noqa: B008  (it does not change)
+    """A plot with its title, and its legend beside it."""
     return Markup(
         '<figure class="plot"><figcaption>{} {}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from mmfusion.console import console
-from mmfusion.runs.words import sparkline
+from mmfusion.runs.words import age, printable, sparkline
+from mmfusion.sweep.space import short
+
+if TYPE_CHECKING:
+    from mmfusion.sweep.result import Result
 
 COLUMNS = 8  # checkpoints that stand beside one another
 
@@ -55,10 +59,33 @@ def along(rows: Sequence[Row]) -> Table:
     return table
 
 
+def tried(found: Result) -> Table:
+    """A sweep's trials, the best first."""
+    headings = ["\n".join(filter(None, (key.rpartition(".")[0], key.rpartition(".")[2]))) for key in found.sweep.space]
+    table = _table("trial", "state", found.sweep.metric, "sd", "n", *headings, "steps", "time", "what happened")
+    for one in found.ranked:
+        came = "" if one.value is None else f"{one.value:.4g}", "" if one.sd is None else f"{one.sd:.2g}"
+        values = [short(value) for value in one.values.values()]
+        said = printable(one.message if one.state == "failed" else "")
+        table.add_row(
+            str(one.number), one.state, *came, str(one.n or ""), *values, str(one.step or ""), age(one.seconds), said
+        )
+    return table
+
+
+def importance(found: Result) -> Table:
+    """Which keys mattered, with a bar each."""
+    table = _table("key", "share of the variance", "")
+    table.columns[2].justify = "left"
+    for key, share in found.importance.items():
+        table.add_row(key, f"{share:.2f}", "█" * round(24 * share))
+    return table
+
+
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        words = heading in ("task", "metric", "baselines", "curve")
+        words = heading in ("task", "metric", "baselines", "curve", "state", "what happened", "key")
         table.add_column(heading, justify="left" if words else "right", overflow="fold")
     return table
 

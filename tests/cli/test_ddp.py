@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmfusion import runs
-from mmfusion.cli import ranks
+from mmfusion import config, runs
+from mmfusion.cli import launch, ranks
 from mmfusion.cli.main import main
 from mmfusion.config import ConfigError
 from mmfusion.runs import energy, history
@@ -98,11 +99,45 @@ def test_two_ranks_killed_and_resumed_end_in_the_weights_of_two_never_stopped(fe
     assert all(torch.equal(weights[1][name], expected) for name, expected in weights[0].items())
 
 
-def test_a_run_of_a_sweep_has_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    how = ["trainer=ddp", "seed=0,1", "steps=1", *SMALL, f"paths.runs={tmp_path}"]
-    assert main(["train", "-m", *how]) == 1
-    assert capsys.readouterr().err.count("mmfusion: trainer.devices: a run of -m has one process; leave out -m") == 2
-    assert not list(tmp_path.rglob("config.yaml"))
+@pytest.mark.slow  # two processes, twice
+def test_each_rank_of_a_run_of_m_has_its_values_and_folder(few: Path, tmp_path: Path) -> None:
+    how = ["trainer=ddp", "optim.lr=1e-3,2e-3", "steps=1", *of_few(few), f"paths.runs={tmp_path / 'runs'}"]
+    tells = "+callbacks.tells._target_=experiments.sweep.run.TellsRank"
+    ended = subprocess.run([*TRAIN, "-m", *how, tells], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()  # no stray one
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1"]
+    for name, lr in (("0", 1e-3), ("1", 2e-3)):
+        told = [json.loads(path.read_text()) for path in sorted((folder / name).glob("rank-*.json"))]
+        assert [(one["optim.lr"], one["ranks"]) for one in told] == [(lr, 2)] * 2
+        assert runs.read(folder / name).config["optim"]["lr"] == lr
+    assert ended.stdout.count("  done  trainer=ddp optim.lr=") == 2
+
+
+def test_a_run_of_m_that_has_several_processes_is_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose other ranks repeat its command; its end is told as that of any run."""
+    begun: list[list[str]] = []
+
+    class Ended:
+        def __init__(self, command: list[str]) -> None:
+            begun.append(command)
+
+        def wait(self) -> int:
+            return len(begun) - 1  # the second fails
+
+    monkeypatch.setattr(launch, "Child", Ended)
+    assert main(["train", "-m", "trainer=ddp", "seed=3,4", f"paths.runs={tmp_path}", "name=two"]) == 1
+    for number, command in enumerate(begun):
+        assert command[:4] == [sys.executable, "-m", "mmfusion.cli.main", "train"]
+        tree = config.compose(command[4:])
+        assert (tree.seed, tree.trainer.devices, tree.paths.run.split("/")[-1]) == (3 + number, 2, str(number))
+        assert "-m" not in command[4:]
+    assert len(begun) == 2
+    out = capsys.readouterr().out
+    assert "  done  trainer=ddp seed=3" in out
+    assert "  failed (1)  trainer=ddp seed=4" in out
 
 
 def test_ranks_that_another_program_starts_must_be_given_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:

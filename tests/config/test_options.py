@@ -2,7 +2,8 @@
 
 A new YAML file is covered by being there. One that needs more than a laptop says so in the comment at its top
 (`# needs: gpu`) and is not stepped; nor is one that starts processes (`# needs: processes`), which this one is not
-the program of: see tests/cli/test_ddp.py. A key it needs (`# needs: checkpoint`) is given here.
+the program of: see tests/cli/test_ddp.py; nor one for a cluster (`# needs: slurm`): tests/cli/test_slurm.py. A key it
+needs (`# needs: checkpoint`) is given here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ RECIPES = ("experiment", "debug", "stage")  # change anything, so each is steppe
 MADE = {"stage=finetune": conversations, "stage=preference": preferences, "stage=reward": preferences}
 MADE |= {"stage=policy": checks, "data=checks": checks}
 MADE |= {"data=conversations": conversations, "data=preferences": preferences}
-OPTIONS = config.listing()
+OPTIONS = [
+    option for option in config.listing() if option.group != "sweep"
+]  # no part of a run: tests/sweep/test_space.py
 # Groups from which several options are chosen at once, with those chosen.
 SEVERAL = {
     group: list(options)
@@ -57,7 +60,7 @@ def needed(options: Sequence[Option], run: Path, root: Path) -> list[str]:
     return data + [f"checkpoint={run}" for option in options if "checkpoint" in option.needs]
 
 
-NOT_HERE = ("gpu", "processes")
+NOT_HERE = ("gpu", "processes", "slurm")
 ALONE = [option for option in OPTIONS if option.needs in NOT_HERE or not (option.default or option.group in RECIPES)]
 
 
