@@ -179,6 +179,16 @@ def subsets(metrics: Sequence[Row]) -> dict[str, tuple[list[str], list[Row]]]:
     return {task: (list(dict.fromkeys(m for row in rows for m in row["subset"])), rows) for task, rows in found.items()}
 
 
+def _checkpoint(folder: Path) -> dict[str, str]:
+    """How large a checkpoint is, and what its weights are."""
+    if not (folder / "lineage.json").is_file():
+        return {}
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    rounded = json.loads((folder / "lineage.json").read_bytes()).get("quantized")
+    weights = f"integers ({rounded['scheme']}), {rounded['how']}" if rounded else "in full"
+    return {"Checkpoint": f"{size / 1e6:.2f} MB, weights {weights}"}
+
+
 def facts_of(run: Path, *, steps: int, seconds: Mapping[str, float]) -> dict[str, str]:
     """The report's head from a run folder's environment.json: what ran, where, on which code, for how long."""
     path = run / "environment.json"
@@ -192,5 +202,6 @@ def facts_of(run: Path, *, steps: int, seconds: Mapping[str, float]) -> dict[str
         "Started": known.get("started", "unknown"),
         "Steps": f"{steps:,}",
         "Time": ", ".join(f"{what} {spent:.0f} s" for what, spent in seconds.items()),
+        **_checkpoint(run / "checkpoint"),
         "Versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
     }
