@@ -47,10 +47,12 @@ def state(size: list[str]) -> None:
 
 
 def losses(work: Path, name: str, seed: int, how: list[str]) -> list[float]:
-    """Means of the logged training losses over windows of steps."""
+    """Means of the logged training losses over windows of steps; a run that was begun before is gone on with."""
     run = work / f"{name}-{seed}"
     given = [f"optim={name}", f"seed={seed}", f"paths.run={run}", "evaluation=none", "trainer.log_every_n_steps=1"]
-    seconds, _ = timed([*TRAIN, *given, "trainer.limit_val_batches=0", *how], work / f"{run.name}.log")
+    begun = (run / "resume").exists()
+    command = [f"resume={run}"] if begun else [*given, "trainer.limit_val_batches=0", *how]
+    seconds, _ = timed([*TRAIN, *command], work / f"{run.name}.log")
     print(f"{seconds:6.0f} s  {run.name}", flush=True)
     with (run / "metrics.csv").open() as file:
         logged = [float(line["train/loss"]) for line in csv.DictReader(file) if line.get("train/loss")]
@@ -63,8 +65,8 @@ def curves(work: Path, how: list[str], seeds: tuple[int, ...]) -> None:
 
     On a CPU the state takes a core ten times as long to update, so that there is one such run.
     """
-    full = [losses(work, "adamw", seed, how) for seed in seeds]
     eight = losses(work, "adamw_8bit", seeds[0], how)
+    full = [losses(work, "adamw", seed, how) for seed in seeds]
     spread = statistics.mean(statistics.variance(window) for window in zip(*full, strict=True)) ** 0.5
     apart = [abs(b - a) / spread for a, b in zip(full[0], eight, strict=True)]
     beside = {f"adamw, window {k}": value for k, value in enumerate(full[0])}
@@ -78,7 +80,7 @@ def curves(work: Path, how: list[str], seeds: tuple[int, ...]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps; writes results.optimizers.quick.json")
-    parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder")
+    parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder, and go on with them")
     options = parser.parse_args()
     work = options.keep or Path(tempfile.mkdtemp(prefix="mmfusion-optimizers-"))
     work.mkdir(parents=True, exist_ok=True)
