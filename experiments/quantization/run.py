@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -48,7 +49,10 @@ Rows = list[dict[str, Any]]
 
 
 def trained(work: Path, parent: Path, name: str, seed: int, how: Sequence[str], *, evaluated: bool = False) -> Path:
+    """A run of `mmfusion train`; one that is there already is taken as it is."""
     run = work / f"{name.replace(' ', '-')}-{seed}"
+    if (run / "report.html").exists():
+        return run
     given = [f"checkpoint={parent}", f"seed={seed}", f"paths.run={run}", *([] if evaluated else ["evaluation=none"])]
     seconds, _ = timed([*TRAIN, *given, *how], work / f"{run.name}.log")
     print(f"{seconds:6.0f} s  {run.name}", flush=True)
@@ -56,16 +60,20 @@ def trained(work: Path, parent: Path, name: str, seed: int, how: Sequence[str], 
 
 
 def quantized(work: Path, run: Path, scheme: str, *flags: str) -> Path:
-    out = work / f"{run.name}-{scheme}-{len(list(work.glob(f'{run.name}-{scheme}-*')))}"
-    timed([*PROGRAM, "quantize", str(run), "--scheme", scheme, "--out", str(out), *flags], work / f"{out.name}.log")
+    """What `mmfusion quantize` makes of a run."""
+    out = work / "-".join([run.name, scheme, *(flag.strip("-").replace("/", "-") for flag in flags)])
+    if not out.exists():
+        timed([*PROGRAM, "quantize", str(run), "--scheme", scheme, "--out", str(out), *flags], work / f"{out.name}.log")
     return out
 
 
 def compared(work: Path, before: Path, after: Path, *how: str) -> Rows:
     """What `mmfusion evaluate` says of two runs: the rows of the second, with paired differences to the first."""
     out = work / f"compared-{after.name}-{before.name}"
-    command = [*PROGRAM, "evaluate", str(before), str(after), "--out", str(out), *how]
-    timed(command, work / f"{out.name}.log")
+    if not (out / "metrics.json").exists():
+        command = [*PROGRAM, "evaluate", str(before), str(after), "--out", str(out), *how]
+        seconds, _ = timed(command, work / f"{out.name}.log")
+        print(f"{seconds:6.0f} s  {out.name}", flush=True)
     return [one for one in json.loads((out / "metrics.json").read_text()) if "difference" in one]
 
 
@@ -102,8 +110,9 @@ def eight_bits(by_seed: Sequence[Rows], id: str) -> Rows:
         differences = [one["difference"]["value"] for one in of_seeds]
         lows, highs = ([one["difference"]["ci95"][end] for one in of_seeds] for end in (0, 1))
         beside = {f"seed {seed}": value for seed, value in zip(SEEDS, differences, strict=False)}
+        metric = re.sub(r"\W+", "-", first["metric"].lower())
         rows.append(
-            row(f"{id}.{first['task']}", f"int8 minus full, {first['task']}: {first['metric']}",
+            row(f"{id}.{first['task']}.{metric}", f"int8 minus full, {first['task']}: {first['metric']}",
                 statistics.mean(differences), "", n=first["n"], ci95=[min(lows), max(highs)],
                 must="> -0.01" if first["n"] >= ENOUGH else None, judged=min(lows),
                 beside={**beside, "full": first["value"] - differences[0]})
@@ -162,7 +171,7 @@ def hops(work: Path, pretrained: Path) -> Rows:
             for hop, pair in zip(("converted", "reloaded"), itertools.pairwise(outputs), strict=True):
                 far = {name: float((pair[0][name] - x).norm() / x.norm()) for name, x in pair[1].items()}
                 rows.append(
-                    row(f"Q3.{hop}.{scheme}", f"{hop}, {named}", max(far.values()), "of its norm", n=len(far),
+                    row(f"Q3.{hop}.{scheme}{'.adapters' * adapters}", f"{hop}, {named}", max(far.values()), "of its norm", n=len(far),
                         must=f"<= {TOLERANCE}", beside=far)
                 )  # fmt: skip
     return rows
@@ -213,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps; writes results.quick.json")
     parser.add_argument("--pretrained", type=Path, help="begin with this run, or checkpoint")
-    parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder")
+    parser.add_argument("--keep", type=Path, help="keep the runs and logs in this folder, and go on with them")
     options = parser.parse_args()
     work = options.keep or Path(tempfile.mkdtemp(prefix="mmfusion-quantization-"))
     work.mkdir(parents=True, exist_ok=True)
