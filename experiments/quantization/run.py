@@ -171,8 +171,8 @@ def hops(work: Path, pretrained: Path) -> Rows:
             for hop, pair in zip(("converted", "reloaded"), itertools.pairwise(outputs), strict=True):
                 far = {name: float((pair[0][name] - x).norm() / x.norm()) for name, x in pair[1].items()}
                 rows.append(
-                    row(f"Q3.{hop}.{scheme}{'.adapters' * adapters}", f"{hop}, {named}", max(far.values()), "of its norm", n=len(far),
-                        must=f"<= {TOLERANCE}", beside=far)
+                    row(f"Q3.{hop}.{scheme}{'.adapters' * adapters}", f"{hop}, {named}", max(far.values()),
+                        "of its norm", n=len(far), must=f"<= {TOLERANCE}", beside=far)
                 )  # fmt: skip
     return rows
 
