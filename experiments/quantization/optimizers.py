@@ -32,7 +32,7 @@ def planned(overrides: list[str]) -> dict[str, Any]:
 
 
 def state(size: list[str]) -> None:
-    """Q7: bytes, of a step in the quickstart's batch."""
+    """Q7: bytes."""
     found = {name: planned([*size, f"optim={name}"]) for name in ("adamw", "adamw_8bit", "lion_8bit")}
     full = found["adamw"]["measured"]["state"]
     for name in ("adamw_8bit", "lion_8bit"):
@@ -84,9 +84,9 @@ def main() -> None:
     options = parser.parse_args()
     work = options.keep or Path(tempfile.mkdtemp(prefix="mmfusion-optimizers-"))
     work.mkdir(parents=True, exist_ok=True)
-    size = ["model=tiny" if options.quick else "model=small"]
+    size = ["model=tiny" if options.quick else "model=small", "data.batch_size=8"]
     state(size)
-    few = ["steps=4", "data.batch_size=4", "data.workers=0"] if options.quick else ["steps=500", "data.batch_size=8"]
+    few = ["steps=4", "data.workers=0"] if options.quick else ["steps=500"]
     curves(work, [*size, *few, "optim.lr=5e-4"], SEEDS[:2] if options.quick else SEEDS)
     save(HERE / f"results.optimizers{'.quick' if options.quick else ''}.json", ROWS, COMMAND)
 
