@@ -37,7 +37,7 @@ SAMPLE, CONVERSATIONS = Path("data_prep/sample"), Path("data_prep/cache/conversa
 SEEDS = (1, 2, 3)
 MORE = ["steps=100", "optim.lr=5e-4"]  # the extra steps, of the model in full too
 BY_ROW = 1024  # as many weights as a row has share a scale: where four bits cost most
-ENOUGH = 500  # examples to judge a difference of one point by
+ENOUGH = 500  # examples of different things, to judge a difference of one point by
 ROUNDED = {
     "int8": ["converter=[int8]"],
     "int8 and lora": ["converter=[lora,int8]"],
@@ -114,7 +114,7 @@ def eight_bits(by_seed: Sequence[Rows], id: str) -> Rows:
         rows.append(
             row(f"{id}.{first['task']}.{metric}", f"int8 minus full, {first['task']}: {first['metric']}",
                 statistics.mean(differences), "", n=first["n"], ci95=[min(lows), max(highs)],
-                must="> -0.01" if first["n"] >= ENOUGH else None, judged=min(lows),
+                must="> -0.01" if first["clusters"] >= ENOUGH else None, judged=min(lows),
                 beside={**beside, "full": first["value"] - differences[0]})
         )  # fmt: skip
     return rows
