@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmfusion import api, checkpoint, report
 from mmfusion.checkpoint.layout import QUANTIZATION, CheckpointError, weights_sha256
+from mmfusion.converters import lora
 from mmfusion.converters.calibration import calibrate
 from mmfusion.converters.quantize import Quantize
 from mmfusion.data.decode import decode_sample
@@ -41,19 +44,21 @@ def quantize(
     cannot be calibrated with.
     """
     where = checkpoint.locate(folder)
-    if out.exists():
-        raise CheckpointError(f"{out}: is there already; give another folder with --out, or remove it")
+    _check_place(out, where)
     if theirs := checkpoint.quantization(where):
         told = f"{where}: is quantized already ({theirs.get('scheme')})"
         raise CheckpointError(f"{told}; begin with the checkpoint that it was made of")
     model = api.load(where, allow)
-    moments = calibrate(model.network, _batches(model, calibration)) if calibration else None
+    if quantizer.adapters == "merge":
+        lora.merge(model.network)
+    met: list[str] = []
+    moments = calibrate(model.network, _batches(model, calibration, met)) if calibration else None
     quantizer.convert(model.network, moments)
     config = checkpoint.plain_yaml(where / checkpoint.CONFIG) | {QUANTIZATION: quantizer.node}
     lineage = {
         **model.lineage,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "quantized": _how(quantizer, calibration),
+        "quantized": _how(quantizer, calibration, met),
         "parents": [{"name": str(where), "sha256": weights_sha256(where)}],
     }
     checkpoint.save(
@@ -74,18 +79,32 @@ def bytes_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _how(quantizer: Quantize, calibration: Calibration | None) -> dict[str, Any]:
+def _check_place(out: Path, where: Path) -> None:
+    """Raises CheckpointError where nothing can be written, or where something would be in the way."""
+    remedy = "give another folder with --out"
+    if out.exists() or out.is_symlink():
+        raise CheckpointError(f"{out}: is there already; {remedy}, or remove it")
+    if where.resolve() in out.resolve().parents:
+        raise CheckpointError(f"{out}: is inside the checkpoint {where}; {remedy}")
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise CheckpointError(f"{out}: nothing can be written in {above}; {remedy}")
+
+
+def _how(quantizer: Quantize, calibration: Calibration | None, met: Sequence[str]) -> dict[str, Any]:
     told: dict[str, Any] = {"scheme": quantizer.scheme, "how": "rounded to nearest"}
     if calibration:
         data = checkpoint.data_of(calibration.root)
-        told |= {"how": "calibrated", "samples": calibration.samples, "data": data["fingerprint"]}
+        told |= {"how": "calibrated", "samples": len(met), "data": data["fingerprint"]}
     return told
 
 
-def _batches(model: api.Model, calibration: Calibration) -> Iterator[Batch]:
-    samples = list(_samples(model, calibration))
-    for first in range(0, len(samples), AT_ONCE):
-        yield model.pipeline.batch(samples[first : first + AT_ONCE])
+def _batches(model: api.Model, calibration: Calibration, met: list[str]) -> Iterator[Batch]:
+    """Batches of the samples, whose keys are added to `met`."""
+    samples = _samples(model, calibration)
+    while chunk := list(itertools.islice(samples, AT_ONCE)):
+        met += [sample.key for sample in chunk]
+        yield model.pipeline.batch(chunk)
 
 
 def _samples(model: api.Model, calibration: Calibration) -> Iterator[Sample]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmfusion.checkpoint.adapter import load_adapter
@@ -26,7 +28,7 @@ from mmfusion.checkpoint.layout import (
 from mmfusion.checkpoint.trust import Allowed, buildable, check_buildable, entries
 from mmfusion.checkpoint.weights import fill_from, read_header
 from mmfusion.config import ConfigError, build, check, leaves
-from mmfusion.converters import lora
+from mmfusion.converters import lora, packing
 from mmfusion.converters.quantize import Quantize
 from mmfusion.errors import UserError
 from mmfusion.runs import plain
@@ -56,20 +58,19 @@ def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict
         raise CheckpointError(f"{folder / CONFIG}: model cannot be built ({reason}); was it edited?") from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{folder / CONFIG}: model is a {type(model).__name__}, no module; was it edited?")
-    if QUANTIZATION in config:
-        _quantize(model, config[QUANTIZATION], folder / CONFIG)
+    if node := quantization(folder):
+        _quantize(model, node, folder / CONFIG)
     fill_from(model, stored, folder / WEIGHTS)
     if (folder / ADAPTER).exists():
         load_adapter(folder / ADAPTER, model, sha256(folder / WEIGHTS))
     return model.eval(), config
 
 
-def _quantize(model: nn.Module, node: object, path: Path) -> None:
+def _quantize(model: nn.Module, node: dict[str, Any], path: Path) -> None:
     """Let a model hold integers as the model of the checkpoint did; which ones, its weights say."""
     try:
-        named = {name: value for name, value in node.items() if name != "_target_"} if isinstance(node, dict) else {}
-        check(named, Quantize)
-        Quantize(**named).structure(model)
+        check(node, Quantize)
+        Quantize(**node).structure(model)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {QUANTIZATION}.{error.problems[0]}; was it edited?") from error
     except UserError as error:
@@ -83,13 +84,31 @@ def fill(model: nn.Module, folder: Path) -> None:
     """
     folder = locate(folder)
     _check_hashes(folder)
-    fill_from(model, read_header(folder / WEIGHTS), folder / WEIGHTS)
+    if node := quantization(folder):
+        rounded = copy.deepcopy(model)
+        _quantize(rounded, node, folder / CONFIG)
+        fill_from(rounded, read_header(folder / WEIGHTS), folder / WEIGHTS)
+        _fill_in_full(model, rounded, folder)
+    else:
+        fill_from(model, read_header(folder / WEIGHTS), folder / WEIGHTS)
     if (folder / ADAPTER).exists():
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         load_adapter(folder / ADAPTER, model, sha256(folder / WEIGHTS))
         lora.merge(model)
         for name, weight in model.named_parameters():
             weight.requires_grad_(name in trained)
+
+
+def _fill_in_full(model: nn.Module, rounded: nn.Module, folder: Path) -> None:
+    """Copy what a model of integers stands for."""
+    full = {name: held.dequantize() if packing.is_held(held) else held for name, held in rounded.state_dict().items()}
+    ours = model.state_dict()
+    if more := sorted(full.keys() - ours.keys()):
+        remedy = "begin with the checkpoint that it was made of"
+        raise CheckpointError(f"checkpoint={folder}: was untied to be quantized ({more[0]}); {remedy}")
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(full[name])
 
 
 def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
@@ -108,7 +127,11 @@ def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
 
 def quantization(folder: Path) -> dict[str, Any] | None:
     """How a checkpoint's weights were quantized, a node of `Quantize`; None for weights in full."""
-    return _read_config(locate(folder) / CONFIG).get(QUANTIZATION)
+    path = locate(folder) / CONFIG
+    node = _read_config(path).get(QUANTIZATION)
+    if node is not None and not isinstance(node, dict):
+        raise CheckpointError(f"{path}: {QUANTIZATION}: holds no keys; was it edited?")
+    return node
 
 
 def check_vocabulary(folder: Path, tokenizer: Path) -> None:

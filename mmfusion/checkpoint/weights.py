@@ -67,44 +67,24 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def fill_from(model: nn.Module, stored: Mapping[str, tuple[str, tuple[int, ...]]], path: Path) -> None:
-    """Copy the stored tensors into the model, which must have exactly these, in these shapes.
-
-    A model in full takes of quantized weights what they round to.
-    """
+    """Copy the stored tensors into the model, which must have exactly these, in these shapes."""
     ours = once(model)
-    rounded = packing.quantized(stored) and not packing.quantized(ours)
-    if not rounded:
-        _check_fit({name: shape for name, (_, shape) in stored.items()}, packing.in_file(ours), path)
+    written = packing.in_file(ours)
+    for name in sorted(written.keys() - stored.keys()):
+        raise CheckpointError(f"{path}: tensor {name}: missing; config.yaml and weights are not of one checkpoint")
+    for name, (_, shape) in stored.items():
+        if name not in written:
+            raise CheckpointError(f"{path}: tensor {name}: the model has none of that name")
+        if shape != tuple(written[name].shape):
+            raise CheckpointError(f"{path}: tensor {name}: shape {shape}, the model's is {tuple(written[name].shape)}")
     try:
         weights = load_file(path)
     except Exception as error:  # safetensors raises a class of its own for each fault
         raise CheckpointError(f"{path}: cannot be read ({error}); copy the folder again") from error
-    if rounded:
-        weights = _in_full(weights, ours, path)
     with torch.no_grad():
         for name, tensor in weights.items():
-            here = ours[name]
-            tensor = packing.from_file(name, tensor, here)
-            if tensor.dtype != here.dtype:
-                raise CheckpointError(f"{path}: tensor {name}: {tensor.dtype}, the model's is {here.dtype}")
-            here.copy_(tensor)
-
-
-def _check_fit(stored: Mapping[str, tuple[int, ...]], ours: Mapping[str, Tensor], path: Path) -> None:
-    for name in sorted(ours.keys() - stored.keys()):
-        raise CheckpointError(f"{path}: tensor {name}: missing; config.yaml and weights are not of one checkpoint")
-    for name, shape in stored.items():
-        if name not in ours:
-            raise CheckpointError(f"{path}: tensor {name}: the model has none of that name")
-        if shape != tuple(ours[name].shape):
-            raise CheckpointError(f"{path}: tensor {name}: shape {shape}, the model's is {tuple(ours[name].shape)}")
-
-
-def _in_full(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    try:
-        full = packing.in_full(weights, {name: tensor.shape for name, tensor in ours.items()})
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: its quantized weights are not those of the model ({reason})") from error
-    _check_fit({name: tuple(tensor.shape) for name, tensor in full.items()}, ours, path)
-    return full
+            if tensor.dtype != written[name].dtype:
+                raise CheckpointError(f"{path}: tensor {name}: {tensor.dtype}, the model's is {written[name].dtype}")
+            if name.endswith(packing.SCALE) and not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{path}: tensor {name}: holds what is no number; copy the folder again")
+            ours[name].copy_(packing.from_file(name, tensor, ours[name]))

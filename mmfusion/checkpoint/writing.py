@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -28,6 +29,7 @@ from mmfusion.checkpoint.layout import (
     TEMPLATE,
     TOKENIZER,
     WEIGHTS,
+    CheckpointError,
     aside,
     sha256,
     weights_sha256,
@@ -56,7 +58,10 @@ def save(
         tree = {"format": FORMAT, **config, "pipeline": pipeline}
         (draft / CONFIG).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
         state = packing.in_file(lora.base_state(model, once(model)))
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, draft / WEIGHTS)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, draft / WEIGHTS)
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder}: cannot be written ({error}); make room, or choose another") from error
         shutil.copyfile(tokenizer, draft / TOKENIZER)
         shutil.copyfile(CHAT_TEMPLATE, draft / TEMPLATE)
         hashed = list(HASHED)

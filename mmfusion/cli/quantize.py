@@ -36,12 +36,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    parts: dict[str, Any] = dict(_part(text, options.parser) for text in options.part)
+    given_parts = [_part(text, options.parser) for text in options.part]
+    parts: dict[str, Any] = dict(given_parts)
+    if len(parts) < len(given_parts):
+        options.parser.error("--part: one part is given twice")
     with for_good():
         from mmfusion import checkpoint, quantization
         from mmfusion.converters.quantize import Quantize
 
-    where = checkpoint.locate(Path(options.folder))
+    where = checkpoint.locate(Path(options.folder)).resolve()
     beside = options.scheme if where.name == "checkpoint" else f"{where.name}-{options.scheme}"
     out = Path(options.out) if options.out else where.with_name(beside)
     quantizer = Quantize(

@@ -235,27 +235,7 @@ def _finish(
 ) -> None:
     """Checkpoint, evaluation, metrics, report: everything from the checkpoint as saved, as a reader would load it."""
     runs.mark(run, "evaluating", step=steps)
-    config_of, rounded = {"model": tree["model"], "pipeline": tree["data"]["pipeline"]}, {}
-    if module.quantizer:
-        module.quantizer.convert(module.model)
-        config_of[QUANTIZATION] = module.quantizer.node
-        rounded = {"quantized": {"scheme": module.quantizer.scheme, "how": "rounded while it was trained"}}
-    checkpoint.save(
-        run / "checkpoint",
-        config=config_of,
-        model=module.model,
-        tokenizer=data.tokenizer,
-        lineage=checkpoint.lineage(
-            stage=tree.get("stage", "pretrain"),  # a run from before there were stages
-            step=steps,
-            seed=int(tree["seed"]),
-            data=data.root,
-            commit=runs.commit(),
-            parents=[*([parent] if parent else []), *(judge.folder for judge in module.judges())],
-        )
-        | rounded,
-        card="",
-    )
+    _save(tree, run, module, data, steps, parent)
     began = time.monotonic()
     # Own classes in this run's configuration: the user named them, on the command line or in their own files.
     allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
@@ -298,6 +278,33 @@ def _finish(
     print(f"report      {run / 'report.html'}  (open it in a browser: {(run / 'report.html').resolve().as_uri()})")
 
 
+def _save(
+    tree: Mapping[str, Any], run: Path, module: TrainingModule, data: DataModule, steps: int, parent: Path | None
+) -> None:
+    """The checkpoint: of integers where a converter rounds."""
+    config_of, rounded = {"model": tree["model"], "pipeline": tree["data"]["pipeline"]}, {}
+    if module.quantizer:
+        module.quantizer.convert(module.model)
+        config_of[QUANTIZATION] = module.quantizer.node
+        rounded = {"quantized": {"scheme": module.quantizer.scheme, "how": "rounded while it was trained"}}
+    checkpoint.save(
+        run / "checkpoint",
+        config=config_of,
+        model=module.model,
+        tokenizer=data.tokenizer,
+        lineage=checkpoint.lineage(
+            stage=tree.get("stage", "pretrain"),  # a run from before there were stages
+            step=steps,
+            seed=int(tree["seed"]),
+            data=data.root,
+            commit=runs.commit(),
+            parents=[*([parent] if parent else []), *(judge.folder for judge in module.judges())],
+        )
+        | rounded,
+        card="",
+    )
+
+
 def _before_and_after(
     earlier: Mapping[str, Earlier], parent: Path, model: api.Model, allowed: Collection[str]
 ) -> list[Row]:
@@ -316,16 +323,27 @@ def _before_and_after(
     return rows
 
 
-def _refuse_requantizing(tree: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint of integers is to be quantized in another way."""
-    theirs, folder = checkpoint.quantization(Path(tree["checkpoint"])), tree["checkpoint"]
+def _check_rounding(tree: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a rounding that would not be what the run's end says, or a checkpoint that has another."""
+    parent = tree.get("checkpoint") if not tree.get("resume") else None
+    theirs = checkpoint.quantization(Path(parent)) if parent else None
     for name, node in (tree.get("converter") or {}).items():
-        converter = config.build(node) if theirs else None
-        if theirs and isinstance(converter, Quantize) and converter.node != theirs:
-            key = next(key for key, value in converter.node.items() if value != theirs.get(key))
-            told = f"is quantized already, with {key}={theirs.get(key)}, not {converter.node[key]}"
-            remedy = f"set converter.{name}.{key} so, or begin with the checkpoint that it was made of"
-            raise ConfigError([f"checkpoint={folder}: {told}; {remedy}"])
+        converter, key = config.build(node), f"converter.{name}"
+        if not isinstance(converter, Quantize):
+            continue
+        if converter.start >= tree["steps"]:
+            raise ConfigError(
+                [f"{key}.start={converter.start}: of {tree['steps']} steps none would round; set it lower"]
+            )
+        if converter.start and tree.get("keep") == "best":
+            raise ConfigError([f"{key}.start: keep=best may keep weights from before it; set keep=last, or start=0"])
+        if converter.distillation and tree.get("stage") == "policy":
+            raise ConfigError([f"{key}.distillation: prompts have no answers to be taught; leave it out"])
+        if theirs and converter.node != theirs:
+            other = next((k for k, value in converter.node.items() if value != theirs.get(k)), "group")
+            told = f"is quantized already, with {other}={theirs.get(other)}, not {converter.node.get(other)}"
+            remedy = f"set {key}.{other} so, or begin with the checkpoint that it was made of"
+            raise ConfigError([f"checkpoint={parent}: {told}; {remedy}"])
 
 
 def _try_optimizer(tree: Mapping[str, Any]) -> None:
@@ -375,7 +393,7 @@ def settled(cfg: DictConfig) -> dict[str, Any]:
     _try_optimizer(tree)
     if tree.get("checkpoint") and not tree.get("resume"):
         checkpoint.check_same(Path(tree["checkpoint"]), tree["model"], Path(tree["data"]["tokenizer"]))
-        _refuse_requantizing(tree)
+    _check_rounding(tree)
     for _, node in config.nodes(tree["objective"], "objective"):
         if node.get("_target_") == f"{Learned.__module__}.{Learned.__qualname__}":
             checkpoint.check_vocabulary(Path(node["checkpoint"]), Path(tree["data"]["tokenizer"]))

@@ -24,13 +24,16 @@ def calibrate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def listen(module: nn.Module, given: tuple[Tensor, ...], name: str) -> None:
-        x = given[0].detach().flatten(0, -2)
+    def listen(module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], name: str) -> None:
+        x = (given[0] if given else named["input"]).detach().float()
+        x = x.reshape(-1, x.shape[-1])
         sums[name] = sums.get(name, 0) + x.square().sum(dim=0)
         counts[name] = counts.get(name, 0) + len(x)
 
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    hooks = [layer.register_forward_pre_hook(partial(listen, name=name)) for name, layer in linear.items()]
+    hooks = [
+        layer.register_forward_pre_hook(partial(listen, name=name), with_kwargs=True) for name, layer in linear.items()
+    ]
     try:
         for batch in batches:
             with torch.no_grad():
@@ -41,7 +44,8 @@ def calibrate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: total / max(1, counts[name]) for name, total in sums.items()}
+    never = {name: torch.ones(layer.in_features) for name, layer in linear.items()}  # was given nothing
+    return never | {name: total / max(1, counts[name]) for name, total in sums.items()}
 
 
 @torch.no_grad()

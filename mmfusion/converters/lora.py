@@ -17,6 +17,7 @@ from mmfusion.converters import nf4
 from mmfusion.converters.importing import quietly
 
 DEFAULT = "default"  # the name of the adapter that a model was trained with
+_READ = "decoder.head"  # whose weight the objectives read, past any adapter
 _BASE = ".base_layer."  # what peft puts into the names of a layer that has adapters
 
 
@@ -74,7 +75,10 @@ def _linear(model: nn.Module, part: str) -> list[str]:
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.".startswith(f"{part}.") and ".lora_" not in name
+        if isinstance(module, nn.Linear)
+        and f"{name}.".startswith(f"{part}.")
+        and ".lora_" not in name
+        and name != _READ
     ]
     if not found:
         raise ValueError(f"converter.lora.parts: the model has no linear map below {part!r}")

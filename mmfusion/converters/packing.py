@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FOUR, EIGHT, SCALE = ".int4", ".int8", ".scale"  # behind the name of a weight
+
+
+def is_held(weight: Any) -> bool:
+    """Whether a weight is a torchao tensor of integers."""
+    return hasattr(weight, "qdata")
 
 
 def of_four_bits(weight: Any) -> bool:
@@ -19,7 +24,7 @@ def of_four_bits(weight: Any) -> bool:
 def held(name: str, weight: Any) -> dict[str, Tensor]:
     """What is kept of a weight under which name: all of it, or a torchao weight's own integers and scales, whose zero
     points are zero."""
-    if not hasattr(weight, "qdata"):
+    if not is_held(weight):
         return {name: weight}
     return {name + (FOUR if of_four_bits(weight) else EIGHT): weight.qdata, name + SCALE: weight.scale}
 
@@ -36,11 +41,6 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     return (halves ^ 8).view(torch.int8) - 8  # 0 to 7 and -8 to -1
 
 
-def quantized(names: Iterable[str]) -> bool:
-    """Whether there are quantized weights among tensors of these names."""
-    return any(name.endswith((FOUR, EIGHT)) for name in names)
-
-
 def in_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `held` gave as it is written."""
     return {name: pack(tensor) if name.endswith(FOUR) else tensor for name, tensor in state.items()}
@@ -49,22 +49,3 @@ def in_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_file(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor of a file as `held` gave it, of the shape of `like`."""
     return unpack(tensor, like.shape) if name.endswith(FOUR) else tensor
-
-
-def in_full(stored: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors of a file, where those in full have `shapes`: of quantized weights what they round to.
-
-    Raises KeyError or RuntimeError where these do not fit.
-    """
-    full = {}
-    for name, tensor in stored.items():
-        weight, _, kind = name.rpartition(".")
-        if f".{kind}" in (FOUR, EIGHT):
-            integers, scale = (
-                from_file(name, tensor, torch.empty(shapes[weight], device="meta")),
-                stored[weight + SCALE],
-            )
-            full[weight] = (integers.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
-        elif not (f".{kind}" == SCALE and {weight + FOUR, weight + EIGHT} & stored.keys()):
-            full[name] = tensor
-    return full

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from mmfusion.converters import lora, nf4
@@ -16,6 +17,7 @@ from mmfusion.errors import UserError
 Policy = Scheme | Literal["none"]
 EMBEDDINGS, HEAD = "embeddings", "head"  # parts by what they are, beside those by where they are
 _EMBEDDING, _HEAD = "decoder.embedding", "decoder.head"
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 class Quantize:
@@ -28,9 +30,10 @@ class Quantize:
     taken.
 
     `parts` gives schemes by the path of a part, of which the longest counts, and `none` leaves it in full:
-    `{decoder: int8, encoders.sensor: none}`. `embeddings` are all embeddings and `head` is the map to pieces. Where
-    that is the decoder's embedding too (tied), both ends read the same rounded weight; if the two are to differ, they
-    are untied first.
+    `{decoder: int8, encoders.sensor: none}`. `embeddings` are all embeddings and `head` is the map to pieces; these
+    count before any path but that of the layer itself. Where the map to pieces is the decoder's embedding too (tied),
+    both ends read the same rounded weight; if the two are to differ, they are untied first. Layers that do more than
+    multiply or look up, classes of their own among them, stay in full, and the log names them.
 
     Until `start` steps are taken the model trains in full. With adapters, their base is rounded and they are not;
     converted they stay apart (`keep`) or are added to the weights before these are rounded (`merge`). With
@@ -43,7 +46,7 @@ class Quantize:
         self,
         *,
         scheme: Scheme,
-        group: Annotated[int, Gt(1)] = 32,
+        group: Annotated[int, Gt(1), Le(1 << 20)] = 32,
         parts: Mapping[str, Policy] | None = None,
         start: Annotated[int, Ge(0)] = 0,
         adapters: Literal["keep", "merge"] = "keep",
@@ -59,7 +62,8 @@ class Quantize:
     @property
     def node(self) -> dict[str, Any]:
         """What a checkpoint's configuration says of it: all that its integers depend on."""
-        return {"scheme": self.scheme, "group": self.group, "parts": self.parts}
+        by_group = {self.scheme, *self.parts.values()} - {"int8", "none"}
+        return {"scheme": self.scheme, "parts": self.parts, **({"group": self.group} if by_group else {})}
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Layers that round in the forward pass, from step `start` on, and learn in full; in place.
@@ -85,10 +89,12 @@ class Quantize:
             lora.merge(model)
         plain(model)
         for rounding, names in self._roundings(model).items():
-            full = {name: model.get_submodule(name).get_parameter("weight") for name in names}
+            fitted = [] if moments is None else names
+            full = {name: model.get_submodule(name).get_parameter("weight") for name in fitted}
             rounding.convert(model, names)
-            for name, weight in full.items() if moments is not None else ():
-                fit_scale(model.get_submodule(name).weight, weight, (moments or {}).get(name))
+            for name, weight in full.items():
+                moment = None if rounding.table else (moments or {})[name]
+                fit_scale(model.get_submodule(name).get_parameter("weight"), weight, moment)
         return model
 
     def structure(self, model: nn.Module) -> None:
@@ -104,13 +110,13 @@ class Quantize:
         if any(isinstance(module, nf4.NF4Linear) for module in model.modules()):
             raise UserError("converter: qlora keeps weights in four bits already; take lora beside int8 or int4")
         self._untie(model)
-        layers = dict(_layers(model))
+        layers = {name: layer for name, layer in _layers(model) if _is_plain(model, name, layer)}
         self._check_parts(layers)
         found: dict[Rounding, list[str]] = {}
         for name, layer in layers.items():
             scheme = self._policy(name, layer)
             if scheme != "none":
-                table = isinstance(layer, nn.Embedding) or name == _HEAD
+                table = isinstance(layer, nn.Embedding) or _own(name) == _HEAD
                 width = layer.get_parameter("weight").shape[1]
                 group = width if scheme == "int8" else nearest_divisor(width, self.group)
                 found.setdefault(Rounding(scheme, table, group), []).append(name)
@@ -118,16 +124,18 @@ class Quantize:
             raise UserError("converter.parts: nothing is left to quantize; set fewer parts to none")
         return found
 
-    def _check_parts(self, names: Mapping[str, nn.Module]) -> None:
-        paths = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
+    def _check_parts(self, names: Iterable[str]) -> None:
+        split = [_own(name).split(".") for name in names]
+        paths = {".".join(words[:n]) for words in split for n in range(1, len(words) + 1)}
         if unknown := sorted(self.parts.keys() - paths - {EMBEDDINGS, HEAD}):
             known = sorted(path for path in paths if path.count(".") <= 1)
             told = f"converter.parts.{unknown[0]}: the model has no linear map or embedding there"
             raise UserError(f"{told}; there are {', '.join((EMBEDDINGS, HEAD, *known))}")
 
     def _policy(self, name: str, layer: nn.Module) -> Policy:
+        name = _own(name)
         kind = EMBEDDINGS if isinstance(layer, nn.Embedding) else HEAD if name == _HEAD else ""
-        if kind in self.parts:
+        if kind in self.parts and name not in self.parts:
             return self.parts[kind]
         holding = [part for part in self.parts if f"{name}.".startswith(f"{part}.")]
         return self.parts[max(holding, key=len)] if holding else self.scheme
@@ -146,7 +154,9 @@ class Quantize:
             else f"apart, {read} where pieces are read, {said} where said"
         )
         begins = f", from step {self.start} on" if self.start else ""
-        return f"rounding     {layers}{begins}; ends of the decoder: {ends}"
+        odd = [_own(name) for name, layer in _layers(model) if not _is_plain(model, name, layer)]
+        in_full = f"; in full, being more than plain: {', '.join(odd)}" if odd else ""
+        return f"rounding     {layers}{begins}; ends of the decoder: {ends}{in_full}"
 
     def ends(self, model: nn.Module) -> tuple[Policy, Policy]:
         """The schemes of the decoder's two ends: where pieces are read, and where they are said."""
@@ -169,3 +179,27 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)) and ".lora_" not in name:
             yield name, module
+
+
+def _own(name: str) -> str:
+    """A layer's name without what peft puts behind that of a layer with adapters."""
+    return name.removesuffix(".base_layer")
+
+
+def _is_plain(model: nn.Module, name: str, layer: nn.Module) -> bool:
+    """Whether a layer multiplies with its weight, or looks up in it, and does nothing else.
+
+    Not so for classes derived from torch's, for what stands under two names, and where a block of torch's own reads the
+    weight.
+    """
+    known = type(layer) in (nn.Linear, nn.Embedding) or hasattr(layer, "weight_fake_quantizer")
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or getattr(layer, "max_norm", None) is not None
+    if not known or hooked:
+        return False
+    weight: Tensor = layer.get_parameter("weight")
+    if weight.dtype != torch.float32 or weight.shape[1] < 2:  # in_steps' own type, and more than one to share a step
+        return False
+    above = [model.get_submodule(".".join(name.split(".")[:n])) for n in range(1, name.count(".") + 1)]
+    if any(isinstance(module, _READERS) for module in above):
+        return False
+    return sum(module is layer for _, module in model.named_modules(remove_duplicate=False)) == 1

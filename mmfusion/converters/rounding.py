@@ -1,6 +1,7 @@
-"""torchao's parts of quantization, as they are wanted here: which layers are rounded how, and what rounds them.
+"""How layers are rounded to integers, while they are trained and for good.
 
-torchao is imported where there is something to quantize, and nowhere else.
+torchao has the tensors of integers and the layers that round while they learn; it is imported where there is something
+to quantize, and nowhere else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class Rounding:
     group: int
 
     @property
+    def most(self) -> int:
+        """The largest integer of a weight."""
+        return 127 if self.scheme == "int8" else 7
+
+    @property
     def integer_product(self) -> bool:
         """Whether integers are multiplied with integers; all others make full numbers of them first."""
         return self.scheme == "int8" and not self.table
@@ -53,66 +59,70 @@ class Rounding:
         """Let these layers, plain ones, hold integers; in place."""
         for name in names:
             layer: Any = model.get_submodule(name)
-            layer.weight = nn.Parameter(self.rounded(layer.weight.detach()), requires_grad=False)
+            layer.weight = nn.Parameter(self.held(layer.weight.detach()), requires_grad=False)
             if isinstance(layer, nn.Embedding):
                 replace(model, name, ByRow(layer))
             elif self.integer_product:
                 replace(model, name, IntegerLinear(layer))
 
-    def rounded(self, weight: Tensor) -> Any:
-        """torchao's tensor of integers for a weight[out, in].
-
-        The largest of a group has the largest integer, so that what was rounded once stays as it is when it is rounded
-        again; torchao's default puts it half a step beyond.
-        """
-        ao = torchao()
-        fitting = quietly("torchao.quantization.quant_primitives").MappingType.SYMMETRIC_NO_CLIPPING_ERR
+    def held(self, weight: Tensor) -> Any:
+        """torchao's tensor of integers for a weight[out, in]."""
+        steps, step = in_steps(weight.unflatten(1, (-1, self.group)), self.most)
+        integers, scale = steps.flatten(1).to(torch.int8), step.squeeze(-1)
         if self.integer_product:
-            return ao.Int8Tensor.from_hp(weight, ao.PerRow(), fitting)
+            return torchao().Int8Tensor(integers, scale, [1, self.group], weight.dtype)
         groups = quietly("torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor")
         inputs = groups.IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN
-        return ao.IntxUnpackedToInt8Tensor.from_hp(
-            weight,
-            (1, self.group),
-            torch.int8 if self.scheme == "int8" else getattr(torch, "int4"),  # noqa: B009  (torch's stubs lack it)
-            mapping_type=fitting,
+        return torchao().IntxUnpackedToInt8Tensor(
+            qdata=integers,
+            scale=scale,
+            zero_point=torch.zeros_like(scale, dtype=torch.int8),
+            target_dtype=torch.int8 if self.scheme == "int8" else getattr(torch, "int4"),  # noqa: B009  (stubs lack it)
+            block_size=(1, self.group),
+            dtype=weight.dtype,
             activation_quantization=inputs if self.scheme == "int8_int4" and not self.table else None,
         )
 
 
+def in_steps(x: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """x[..., D] in steps, whole numbers from -most - 1 to `most` as float32, and how long a step is, [..., 1].
+
+    The largest number has the largest integer, so that what was rounded once stays as it is when it is rounded again.
+    torchao's default puts it half a step beyond, from where the last bit of a sum decides which way it falls: for
+    inputs that is 1% of what a model says.
+    """
+    x = x.float()
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    step = torch.maximum(high / most, low / (-most - 1)).clamp(min=torch.finfo(torch.float32).eps)
+    return (x * step.reciprocal()).round().clamp(-most - 1, most), step
+
+
 class Rounded(nn.Module):
-    """A weight as `Rounding.rounded` leaves it, in full numbers; the gradient goes straight through."""
+    """A weight[out, in] as it will be held, in full numbers; the gradient goes straight through."""
 
     def __init__(self, rounding: Rounding) -> None:
         super().__init__()
         self.rounding, self.enabled = rounding, True
 
     def forward(self, weight: Tensor) -> Tensor:
-        return _StraightThrough.apply(weight, self.rounding) if self.enabled else weight
+        if not self.enabled:
+            return weight
+        return _StraightThrough.apply(weight, self.rounding.group, self.rounding.most)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rounding: Rounding) -> Tensor:
-        return rounding.rounded(weight).dequantize()
+    def forward(ctx: Any, weight: Tensor, group: int, most: int) -> Tensor:
+        steps, step = in_steps(weight.unflatten(1, (-1, group)), most)
+        return (steps * step).flatten(1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-def by_row(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x[..., D] in steps, whole numbers from -128 to 127 as float32, and how long a step is, [..., 1]: that of a row's
-    largest number is 127, or -128. With torchao's default, which puts it half a step beyond, the last bit of a sum
-    decides which way it falls: 1% of what a model says."""
-    x = x.float()
-    low, high = x.aminmax(dim=-1, keepdim=True)
-    step = torch.maximum(high / 127, low / -128).clamp_(min=torch.finfo(torch.float32).eps)
-    return (x * step.reciprocal()).round_().clamp_(-128, 127), step
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None
 
 
 class IntegerLinear(nn.Linear):
-    """A linear map that multiplies integers with integers: its input's tokens, rounded `by_row`, and its weight's rows.
+    """A linear map that multiplies integers with integers: tokens of its input, in steps, and rows of its weight.
 
     As torchao's own layer, with a quarter of its operators: on a CPU, and with one token, these take most of the time.
     """
@@ -124,32 +134,32 @@ class IntegerLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         held: Any = self.weight
-        steps, step = by_row(input.flatten(0, -2))
-        sums = _product(input.device)(steps.to(torch.int8), held.qdata.t())
-        y = sums.float().mul_(step).mul_(held.scale.flatten())
+        steps, step = in_steps(input.reshape(-1, self.in_features), 127)
+        y = product(steps.to(torch.int8), held.qdata.t()).float().mul_(step).mul_(held.scale.flatten())
         y = y if self.bias is None else y.add_(self.bias)
-        return y.unflatten(0, input.shape[:-1]).to(input.dtype)
+        return y.view(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
-def _integer_product(layer: Any, x: Tensor) -> Tensor:
-    """What `IntegerLinear` will make of x[..., D], to the last bit: in float32 sums of integers are exact, of what they
-    stand for they are not, and the next layer's rounding would make much of that. The gradient is that of the rounded
-    weight and input, and goes straight through the rounding.
+def _integer_product(layer: Any, input: Tensor) -> Tensor:
+    """What `IntegerLinear` will make of x[..., D]: sums of integers, which in float32 are exact up to 1,040 of them and
+    beyond that nearly so; of what they stand for they would not be, and the next layer's rounding would make much of
+    that. The gradient is that of the rounded weight and input, and goes straight through the rounding.
     """
     if not layer.weight_fake_quantizer.enabled:
-        return F.linear(x, layer.weight, layer.bias)
-    steps, step = _Steps.apply(x)
-    of_weight, step_of_weight = _Steps.apply(layer.weight)
-    y = F.linear(steps, of_weight) * step * step_of_weight.flatten()
-    return (y if layer.bias is None else y + layer.bias).to(x.dtype)
+        return F.linear(input, layer.weight, layer.bias)
+    with torch.autocast(input.device.type, enabled=False):
+        steps, step = _Steps.apply(input)
+        of_weight, step_of_weight = _Steps.apply(layer.weight)
+        y = F.linear(steps, of_weight) * step * step_of_weight.flatten()
+        return (y if layer.bias is None else y + layer.bias).to(input.dtype)
 
 
 class _Steps(torch.autograd.Function):
-    """`by_row`, where the length of a step has no gradient."""
+    """`in_steps`, where the length of a step has no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        steps, step = by_row(x)
+        steps, step = in_steps(x, 127)
         ctx.save_for_backward(step)
         ctx.mark_non_differentiable(step)
         return steps, step
@@ -160,11 +170,13 @@ class _Steps(torch.autograd.Function):
         return grads[0] / step
 
 
-def _product(device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """int8[n, k] times int8[k, m], int32; torchao's pads what CUDA's kernel does not take."""
-    if device.type == "cuda":
-        return quietly("torchao.kernel.intmm").safe_int_mm
-    return getattr(torch, "_int_mm")  # noqa: B009  (private)
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """int8[n, k] times int8[k, m], int32; padded for a GPU's kernel, which wants 17 rows and multiples of 8."""
+    kernel = getattr(torch, "_int_mm")  # noqa: B009  (private)
+    if a.device.type != "cuda":
+        return kernel(a, b)
+    (n, k), m = a.shape, b.shape[1]
+    return kernel(F.pad(a, (0, -k % 8, 0, max(0, 17 - n))), F.pad(b, (0, -m % 8, 0, -k % 8)))[:n, :m]
 
 
 class ByRow(nn.Embedding):
@@ -209,7 +221,7 @@ def check_available() -> None:
     a = torch.full((32, 64), -128, dtype=torch.int8)
     b = torch.full((64, 32), 127, dtype=torch.int8)
     try:
-        right = bool((_product(a.device)(a, b) == -128 * 127 * 64).all())
+        right = bool((product(a, b) == -128 * 127 * 64).all())
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"converter: int8 does not run on this machine ({reason}); take int8_int4 or int4") from error

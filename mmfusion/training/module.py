@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
 from mmfusion.data.datamodule import datamodule_of
 from mmfusion.data.order import stable_hash
@@ -117,6 +118,10 @@ class TrainingModule(pl.LightningModule):
         if len(quantizers) > 1:
             raise UserError("converter: a model is quantized once; leave one of int8, int8_int4 and int4")
         self.quantizer = quantizers[0] if quantizers else None
+        if self.quantizer and any(
+            isinstance(convert, Lora) and convert.dora for convert in (converters or {}).values()
+        ):
+            raise UserError("converter.lora.dora: measures the weights that are rounded; leave it out, or the rounding")
         if self.quantizer and (share := self.quantizer.distillation):
             objectives, weights = {**objectives, "distillation": Distillation}, {**weights, "distillation": share}
         self._factories = (model, dict(objectives))
@@ -163,9 +168,11 @@ class TrainingModule(pl.LightningModule):
 
     def attach_references(self) -> None:
         """Objectives that compare get the model as it is now."""
+        self._copies: list[nn.Module] = []
         for _, objective in self._named_objectives():
             if isinstance(objective, Comparing) and objective.reference:
-                objective.frozen = Frozen(self.model)
+                objective.frozen = frozen = Frozen(self.model)
+                self._copies += [frozen.copy] if frozen.copy is not None else []
 
     def read_with(self, tokenizer: Tokenizer) -> None:
         """Objectives that have to know what pieces mean get the tokenizer."""
@@ -276,7 +283,8 @@ class TrainingModule(pl.LightningModule):
         stripe = micro * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(stable_hash("micro-batch", self._seed, self.global_step, stripe))
         if self.quantizer:
-            self.quantizer.at_step(self.model, self.global_step)
+            for one in (self.model, *self._copies):
+                self.quantizer.at_step(one, self.global_step)
         if not micro:
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 

@@ -33,19 +33,19 @@ class Comparing(Protocol):
 class Frozen:
     """A model as it is now, whatever becomes of it: where it has adapters itself with these switched off, else a copy.
 
-    No nn.Module, so that it is neither trained nor saved with what has it; a copy follows the model to its device.
+    No nn.Module, so that it is neither trained nor saved with what has it; a `copy` follows the model to its device.
     """
 
     def __init__(self, model: MultimodalModel) -> None:
         self._model = model
-        self._copy = None if lora.names(model) else copy.deepcopy(model).eval().requires_grad_(False)
+        self.copy = None if lora.names(model) else copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Outputs:
-        if self._copy is not None:
-            if next(self._copy.parameters()).device != batch.rows.ids.device:
-                self._copy.to(batch.rows.ids.device)
-            return self._copy(batch)
+        if self.copy is not None:
+            if next(self.copy.parameters()).device != batch.rows.ids.device:
+                self.copy.to(batch.rows.ids.device)
+            return self.copy(batch)
         with lora.switched_off(self._model):
             return self._model(batch)
 

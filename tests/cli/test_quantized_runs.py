@@ -15,11 +15,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import mmfusion
+from mmfusion import checkpoint
 from mmfusion.checkpoint import CheckpointError, layout
 from mmfusion.cli.main import main
 from mmfusion.converters import lora
+from mmfusion.converters.lora import Lora
 from tests.cli.trained import SMALL, fails
-from tests.tiny_run import media, save
+from tests.tiny_run import TOKENIZER, media, save
 
 STEPS = ["steps=4", *SMALL, "trainer.limit_val_batches=1"]
 INTEGERS = (".int8", ".int4")
@@ -56,9 +58,7 @@ def test_a_trained_checkpoint_holds_integers_and_does_what_any_other_does(rounde
     folder = rounded / "checkpoint"
     tensors = load_file(folder / "model.safetensors")
     assert sum(name.endswith(".int8") for name in tensors) > 40
-    assert yaml.safe_load((folder / "config.yaml").read_text())["quantization"] == {
-        "scheme": "int8", "group": 32, "parts": {},
-    }  # fmt: skip
+    assert yaml.safe_load((folder / "config.yaml").read_text())["quantization"] == {"scheme": "int8", "parts": {}}
     model = mmfusion.load(rounded)
     given = media(tmp_path)
     assert np.linalg.norm(model.embed(image=str(given / "a.png"))) == pytest.approx(1)
@@ -153,6 +153,9 @@ def test_rounded_in_another_way_it_is_refused(
         (["converter=[int4]", "converter.int4.scheme=int2"], "converter.int4.scheme"),
         (["converter=[int4]", "converter.int4.group=1"], "converter.int4.group"),
         (["converter=[qlora,int4]"], "converter: qlora keeps weights in four bits already"),
+        (["converter=[lora,int4]", "converter.lora.dora=true"], "converter.lora.dora: measures the weights that are"),
+        (["converter=[int4]", "converter.int4.start=4"], "converter.int4.start=4: of 4 steps none would round"),
+        (["converter=[int4]", "converter.int4.start=2", "keep=best"], "converter.int4.start: keep=best may keep"),
     ],
 )
 def test_what_cannot_be_rounded_so_is_refused(
@@ -162,6 +165,28 @@ def test_what_cannot_be_rounded_so_is_refused(
     _, error = fails([*how, f"paths.run={tmp_path / 'run'}", *STEPS], capsys)
     assert told in error
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_have_nothing_to_be_taught(
+    one_step_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    how = ["stage=policy", f"checkpoint={one_step_run}", "converter=[int4]", "converter.int4.distillation=1.0"]
+    status, error = fails([*how, f"paths.run={tmp_path / 'run'}", *STEPS], capsys)
+    assert status == 2
+    assert "converter.int4.distillation: prompts have no answers to be taught; leave it out" in error
+
+
+def test_a_checkpoint_that_was_untied_is_no_stage_to_begin_with(
+    one_step_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small"
+    how = ["--scheme", "int4", "--part", "head=none", "--out", str(small)]
+    assert main(["quantize", str(one_step_run), *how]) == 0
+    assert mmfusion.load(small).network.decoder.head is not None
+    capsys.readouterr()
+    _, error = fails([f"checkpoint={small}", f"paths.run={tmp_path / 'run'}", *STEPS], capsys)
+    assert "was untied to be quantized (decoder.head.weight); begin with the checkpoint that it was made of" in error
 
 
 def test_a_teacher_in_full_is_neither_trained_nor_saved(one_step_run: Path, tmp_path: Path) -> None:
@@ -207,6 +232,28 @@ def test_a_checkpoint_is_calibrated_on_samples(few: Path, tiny: Path, tmp_path: 
     assert all(bool((fitted[name] <= nearest[name]).all()) for name in scales)
 
 
+def test_with_adapters_merged_their_layers_are_calibrated_too(few: Path, tiny: Path, tmp_path: Path) -> None:
+    model = mmfusion.load(tiny)
+    Lora(rank=2)(model.network)
+    config = checkpoint.load(tiny)[1]
+    lineage = {"step": 3}
+    adapted = tmp_path / "adapted" / "checkpoint"
+    checkpoint.save(adapted, config=config, model=model.network, tokenizer=TOKENIZER, lineage=lineage, card="# x\n")
+    how = ["quantize", str(adapted), "--scheme", "int4", "--group", "8", "--merge"]
+    assert main([*how, "--out", str(tmp_path / "nearest")]) == 0
+    assert main([*how, "--calibrate", str(few), "--samples", "500", "--out", str(tmp_path / "fitted")]) == 0
+    assert json.loads((tmp_path / "fitted" / "lineage.json").read_text())["quantized"]["samples"] < 500
+    nearest, fitted = (load_file(tmp_path / name / "model.safetensors") for name in ("nearest", "fitted"))
+    scales = [name for name in nearest if name.startswith("decoder.transformer") and name.endswith(".scale")]
+    assert all(not torch.equal(nearest[name], fitted[name]) for name in scales)
+
+
+def test_in_its_own_folder_a_checkpoint_is_a_dot(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny / "checkpoint")
+    assert main(["quantize", ".", "--scheme", "int8"]) == 0
+    assert (tiny / "int8" / "model.safetensors").exists()
+
+
 def test_a_sample_of_no_numbers_is_not_calibrated_with(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +283,10 @@ def test_what_is_quantized_already_or_there_is_refused(
     assert "int8: is there already; give another" in refused(["quantize", str(tiny), "--scheme", "int8"], capsys)
     told = refused(["quantize", str(tiny / "int8"), "--scheme", "int4"], capsys)
     assert "is quantized already (int8); begin with the checkpoint that it was made of" in told
+    told = refused(["quantize", str(tiny), "--scheme", "int4", "--out", str(tiny / "checkpoint" / "x")], capsys)
+    assert f"x: is inside the checkpoint {tiny / 'checkpoint'}; give another folder" in told
+    told = refused(["quantize", str(tiny), "--scheme", "int4", "--out", str(tiny / "int8" / "README.md" / "x")], capsys)
+    assert "nothing can be written in" in told
     told = refused(["quantize", str(tiny), "--scheme", "int4", "--part", "decodr=int8"], capsys)
     assert "converter.parts.decodr: the model has no linear map or embedding there; there are embeddings, head" in told
     assert files(tiny) == before
@@ -262,12 +313,28 @@ def of_another_type(tensors: dict[str, torch.Tensor]) -> None:
     tensors["decoder.embedding.weight.scale"] = tensors["decoder.embedding.weight.scale"].double()
 
 
+def of_another_integer(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["decoder.embedding.weight.int4"] = tensors["decoder.embedding.weight.int4"].to(torch.int16)
+
+
+def of_no_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["decoder.embedding.weight.scale"][0, 0] = torch.nan
+
+
+def too_many(tensors: dict[str, torch.Tensor]) -> None:
+    packed = tensors["decoder.embedding.weight.int4"]
+    tensors["decoder.embedding.weight.int4"] = torch.cat([packed, packed[:8]])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (without_scale, "tensor decoder.embedding.weight.scale: missing"),
         (of_another_shape, "tensor decoder.embedding.weight.int4: shape"),
         (of_another_type, "tensor decoder.embedding.weight.scale: torch.float64"),
+        (of_another_integer, "tensor decoder.embedding.weight.int4: torch.int16, the model's is torch.uint8"),
+        (of_no_number, "tensor decoder.embedding.weight.scale: holds what is no number"),
+        (too_many, "tensor decoder.embedding.weight.int4: shape"),
     ],
 )
 def test_integers_that_do_not_fit_are_named(
@@ -280,6 +347,8 @@ def test_integers_that_do_not_fit_are_named(
     resigned(tmp_path / "small")
     with pytest.raises(CheckpointError, match=told):
         mmfusion.load(tmp_path / "small")
+    with pytest.raises(CheckpointError, match=told):  # and to begin with
+        checkpoint.fill(mmfusion.load(tiny).network, tmp_path / "small")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +357,8 @@ def test_integers_that_do_not_fit_are_named(
         ({"scheme": "int2", "group": 8, "parts": {}}, "quantization.scheme"),
         ({"scheme": "int4", "group": 8, "parts": {"decodr": "int8"}}, "quantization: converter.parts.decodr"),
         ({"_target_": "os.system", "command": "true"}, "is no class that a checkpoint may build"),
-        ("int4", "quantization"),
+        ({"scheme": "int4", "group": 10**400, "parts": {}}, "quantization.group"),
+        ("int4", "quantization: holds no keys"),
     ],
 )
 def test_a_quantization_that_was_edited_is_named(node: object, told: str, tiny: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_it_says_of_a_change_what_check_says(
         ({"data": {"batch_size": 8, "augment": None}}, True),
         ({"data": {"batch_size": 8, "augmnt": None}}, False),
         ({"defaults": ["adamw"], "lr": 0.1}, True),
-        ({"optim": {"lr": "x"}}, False),
+        ({"data": {"batch_size": "x"}}, False),
         ({"defaults": ["sample"], "captions": {"limit": 8}}, True),
         ({"mine": {"_target_": "mmfusion.training.callbacks.StopBetweenSteps", "x": 1}}, False),
     ],

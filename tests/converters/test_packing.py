@@ -20,16 +20,3 @@ def test_what_was_packed_comes_back(values: list[int]) -> None:
     packed = packing.pack(tensor)
     assert packed.numel() == (len(values) + 1) // 2
     assert torch.equal(packing.unpack(packed, tensor.shape), tensor)
-
-
-def test_integers_and_scales_stand_for_weights_by_hand() -> None:
-    integers = torch.tensor([[1, -2, 3, 4]], dtype=torch.int8)
-    stored = {
-        "a.weight.int4": packing.pack(integers),
-        "a.weight.scale": torch.tensor([[0.5, 2.0]]),
-        "b.scale": torch.ones(3),  # of no quantized weight
-    }
-    full = packing.in_full(stored, {"a.weight": torch.Size([1, 4])})
-    assert full["a.weight"].tolist() == [[0.5, -1.0, 6.0, 8.0]]
-    assert full["b.scale"] is stored["b.scale"]
-    assert set(full) == {"a.weight", "b.scale"}

@@ -79,22 +79,10 @@ def test_rounded_in_training_converted_and_read_again_are_one_model(scheme: Any,
 def test_what_was_rounded_stays_as_it_is(seed: int, how: tuple[Any, int]) -> None:
     torch.manual_seed(seed)
     rounding = Rounding(how[0], table=False, group=how[1])
-    once_rounded = rounding.rounded(torch.randn(3, 16))
-    again = rounding.rounded(once_rounded.dequantize())
+    once_rounded = rounding.held(torch.randn(3, 16))
+    again = rounding.held(once_rounded.dequantize())
     assert torch.equal(once_rounded.qdata, again.qdata)
     torch.testing.assert_close(once_rounded.scale, again.scale, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_model_in_full_takes_what_integers_stand_for(scheme: Any, tmp_path: Path) -> None:
-    model = tiny_model().eval()
-    Quantize(scheme=scheme, group=GROUP).convert(model)
-    save_file({name: x.contiguous() for name, x in packing.in_file(once(model)).items()}, tmp_path / "weights")
-    full = tiny_model()
-    fill_from(full, read_header(tmp_path / "weights"), tmp_path / "weights")
-    for name, weight in full.named_parameters():
-        held: Any = model.get_parameter(name)
-        assert torch.equal(weight, held.dequantize() if hasattr(held, "qdata") else held)
 
 
 def test_weights_of_four_bits_by_hand() -> None:
@@ -214,6 +202,73 @@ def test_ends_of_two_schemes_are_untied(tmp_path: Path) -> None:
     quantize.convert(model)
     names = {name for name in once(model) if name.startswith(("decoder.embedding", "decoder.head"))}
     assert names == {"decoder.embedding.weight.int4", "decoder.embedding.weight.scale", "decoder.head.weight"}
+
+
+@pytest.mark.parametrize("adapters_first", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("head", ["none", "int8", None])
+def test_the_map_to_pieces_has_its_scheme_beside_adapters(adapters_first: bool, tied: bool, head: Any) -> None:
+    def made(*converters: Any) -> MultimodalModel:
+        model = tiny_model().eval()
+        if not tied:
+            torch.manual_seed(7)
+            model.decoder.head = nn.Linear(model.decoder.width, model.decoder.vocab, bias=False)
+        for convert in converters:
+            convert(model)
+        return model
+
+    quantize = Quantize(scheme="int4", group=GROUP, parts={"head": head} if head else {})
+    converters = [Lora(rank=2), quantize]
+    model = made(*(converters if adapters_first else converters[::-1]))
+    rounded = outputs(model)
+    quantize.convert(model)
+    assert max(differ(rounded, outputs(model)).values()) == 0
+    names = {name for name in lora.base_state(model, once(model)) if name.startswith("decoder.head")}
+    behind = {"none": {""}, "int8": {".int8", ".scale"}, None: {".int4", ".scale"}}[head]
+    assert names == (set() if tied and head is None else {f"decoder.head.weight{end}" for end in behind})
+    again = made()
+    quantize.structure(again)
+    assert set(once(again)) == set(lora.base_state(model, once(model)))
+
+
+class Louder(nn.Linear):
+    """A linear map that does more."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 5 * super().forward(input)
+
+
+def test_layers_that_do_more_stay_in_full_and_are_named() -> None:
+    model = tiny_model().eval()
+    blocks: Any = model.get_submodule("decoder.transformer.blocks.0")
+    blocks.mlp.out = Louder(blocks.mlp.out.in_features, blocks.mlp.out.out_features, bias=False)
+    blocks.attention.out.register_forward_hook(lambda module, given, made: 2 * made)
+    fusion: Any = model.fusion
+    fusion.odd = nn.MultiheadAttention(16, 2)
+    fusion.thin = nn.Linear(1, 4)
+    fusion.wide = nn.Linear(4, 4, dtype=torch.float64)
+    fusion.two, fusion.names = [nn.Linear(4, 4)] * 2
+    fusion.bound = nn.Embedding(4, 4, max_norm=1.0)
+    quantize = Quantize(scheme="int4", group=GROUP)
+    quantize(model)
+    told = quantize.told(model).partition("in full, being more than plain: ")[2].split(", ")
+    assert set(told) == {
+        "decoder.transformer.blocks.0.mlp.out", "decoder.transformer.blocks.0.attention.out", "fusion.odd.out_proj",
+        "fusion.thin", "fusion.wide", "fusion.two", "fusion.bound",
+    }  # fmt: skip
+    rounded = outputs(model)
+    quantize.convert(model)
+    assert max(differ(rounded, outputs(model)).values()) == 0
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_under_autocast_it_is_one_model_too(scheme: Any) -> None:
+    quantize = Quantize(scheme=scheme, group=GROUP)
+    model = stirred(quantize)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = outputs(model)
+        quantize.convert(model)
+        assert max(differ(rounded, outputs(model)).values()) == 0
 
 
 def test_adapters_can_be_merged_before_weights_are_rounded() -> None:
