@@ -123,6 +123,17 @@ def test_a_step_of_pairs_is_counted_before_it_is_taken(
     assert f"objective.{objective}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_reference_is_rounded_when_the_model_is(start: int, answering: Path, folder: Path, tmp_path: Path) -> None:
+    """Of a model that does not learn, its reference thinks what it thinks itself: a divergence of zero."""
+    run = tmp_path / "run"
+    given = [f"checkpoint={answering}", *pairs_in(folder), f"paths.run={run}", "converter=[int4]"]
+    how = [f"converter.int4.start={start}", "optim.lr=0", "optim.weight_decay=0"]
+    assert main(["train", "stage=preference", *given, *SHORT, *how]) == 0
+    _, divergence = read_history(run / "metrics.csv")["train/preference/kl"]
+    assert divergence == pytest.approx([0, 0], abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_damaged_or_missing_adapter_is_named(preferring: Path, tmp_path: Path, name: str) -> None:
     copy = shutil.copytree(preferring / "checkpoint", tmp_path / "copy")
