@@ -327,10 +327,12 @@ def _check_rounding(tree: Mapping[str, Any]) -> None:
     """Raises ConfigError for a rounding that would not be what the run's end says, or a checkpoint that has another."""
     parent = tree.get("checkpoint") if not tree.get("resume") else None
     theirs = checkpoint.quantization(Path(parent)) if parent else None
+    ours = f"{Quantize.__module__}.{Quantize.__qualname__}"
     for name, node in (tree.get("converter") or {}).items():
-        converter, key = config.build(node), f"converter.{name}"
-        if not isinstance(converter, Quantize):
+        if node["_target_"] != ours:
             continue
+        converter = Quantize(**{argument: value for argument, value in node.items() if argument != "_target_"})
+        key = f"converter.{name}"
         if converter.start >= tree["steps"]:
             raise ConfigError(
                 [f"{key}.start={converter.start}: of {tree['steps']} steps none would round; set it lower"]
