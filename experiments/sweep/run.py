@@ -184,7 +184,8 @@ def quickstart(work: Path, trials: int | None, short: Sequence[str], full: Seque
     for key, value in best.values.items():
         matters = {"importance": found.importance[key]} if found.importance else {}
         rows.append(row(f"sweep.{key}", f"{key} of the best trial", float(value), "", n=len(states), beside=matters))
-    shutil.copy(found.folder / "sweep.html", HERE / "sweep.html") if not short else None
+    if not short:
+        (HERE / "sweep.html").write_text((found.folder / "sweep.html").read_text().replace(f"{ROOT}/", ""))
     conf = ["--config-dir", str(found.folder / "conf"), "experiment=quickstart-best"]
     losses: dict[str, list[float]] = {}
     spent: dict[str, list[float]] = {}
