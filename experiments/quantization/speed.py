@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 COMMAND = "uv run python experiments/quantization/speed.py"
 PIECES = 8  # of a caption; random weights hardly ever end one
 PAIRS = 25
-ROUNDING = (
+PRODUCTS = ("aten::_int_mm", "aten::mm", "aten::addmm", "aten::bmm")
     "aten::_int_mm",
     "aten::mm",
     "aten::addmm",
