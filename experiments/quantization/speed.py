@@ -29,11 +29,6 @@ COMMAND = "uv run python experiments/quantization/speed.py"
 PIECES = 8  # of a caption; random weights hardly ever end one
 PAIRS = 25
 PRODUCTS = ("aten::_int_mm", "aten::mm", "aten::addmm", "aten::bmm")
-    "aten::_int_mm",
-    "aten::mm",
-    "aten::addmm",
-    "aten::linear",
-)  # products; all else of a linear map is rounding
 
 
 def model(size: str) -> api.Model:
