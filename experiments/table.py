@@ -15,6 +15,8 @@ SHOWN = {
     "quickstart": ("F1.train", "F2", "F3", "F4.sound", "F4.watch"),
     "first_hour": ("H1", "H5.step", "H7"),
     "chain": ("L1", "L2.image", "L2.audio", "L2.sensor", "L3.mean"),
+    "quantization": ("Q1.picture_to_name.r-1", "Q2.trained", "Q3.reloaded.int8", "Q4.int8", "Q4.int4"),
+    "sweep": ("Q8", "Q9"),
 }
 
 
