@@ -107,9 +107,9 @@ def train(
     """Train for `steps` optimizer steps, evaluate once on the test split, write checkpoint and report into `paths.run`.
 
     The checkpoint has the last weights, or the `best`: those of the lowest validation loss. Where it has tasks of its
-    own, `earlier` stages' are asked again, of the `checkpoint` it began with and of its own. A `launcher` was heard
-    before (`mmfusion.cli.launch`). `tree` is the resolved configuration that goes into the checkpoint; everything else
-    is built from it. Raises KeyboardInterrupt or SIGTERMException where a signal ended the training.
+    own, `earlier` stages' are asked again, of the `checkpoint` it began with and of its own. `launch` heeds `launcher`.
+    `tree` is the resolved configuration that goes into the checkpoint; everything else is built from it. Raises
+    KeyboardInterrupt or SIGTERMException where a signal ended the training.
     """
     assert paths.run is not None
     run = Path(paths.run)
@@ -126,7 +126,7 @@ def train(
         scheduler=scheduler,
         seed=seed,
         parameters=parameters,
-        start=partial(fill, folder=parent) if parent else None,
+        start=_beginning(parent) if parent else None,
         compiled=compile,
         recompute=gradient_checkpointing,
         converters=converter,
@@ -135,8 +135,6 @@ def train(
     fitter = _fitter(trainer, run, steps, callbacks.values(), logger.values())
     if point and fitter.is_global_zero:
         _forget_after(runs.step_of(point), run, logger.values())
-    if parent and quantization(parent) and fitter.is_global_zero:
-        print(f"{parent} holds integers; training begins with what they stand for, in full", flush=True)
     began = time.monotonic()
     _fit(fitter, module, data, point, callbacks.values())
     data.skips.end()
@@ -148,6 +146,13 @@ def train(
         return  # a callback had something else to do, such as finding a learning rate
     print(f"trained {fitter.global_step} steps in {seconds['training']:.1f} s", flush=True)
     _finish(tree, run, module, data, evaluation, choose_weights(fitter, module, keep), seconds, parent, earlier or {})
+
+
+def _beginning(parent: Path) -> Callable[[nn.Module], None]:
+    """What fills a new model with a checkpoint's weights; told where these are integers."""
+    if quantization(parent) and not ranks.rank():
+        print(f"{parent} holds integers; training begins with what they stand for, in full", flush=True)
+    return partial(fill, folder=parent)
 
 
 def _fitter(

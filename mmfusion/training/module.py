@@ -282,7 +282,7 @@ class TrainingModule(pl.LightningModule):
         micro = batch_idx % self.trainer.accumulate_grad_batches
         stripe = micro * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(stable_hash("micro-batch", self._seed, self.global_step, stripe))
-        if self.quantizer:
+        if self.quantizer and self.quantizer.start:  # else it rounds from the beginning
             for one in (self.model, *self._copies):
                 self.quantizer.at_step(one, self.global_step)
         if not micro:
