@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfusion import api, checkpoint, report
-from mmfusion.checkpoint.layout import QUANTIZATION, CheckpointError, weights_sha256
+from mmfusion.checkpoint.layout import QUANTIZATION, CheckpointError, bytes_of, weights_sha256
 from mmfusion.converters import lora
 from mmfusion.converters.calibration import calibrate
 from mmfusion.converters.quantize import Quantize
@@ -72,11 +72,6 @@ def quantize(
         ),
     )
     return bytes_of(where), bytes_of(out)
-
-
-def bytes_of(folder: Path) -> int:
-    """Of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _check_place(out: Path, where: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from experiments.processes import PROGRAM, TRAIN, timed
 from experiments.results import row, save
 from mmfusion import api, checkpoint, config
+from mmfusion.checkpoint.layout import bytes_of
 from mmfusion.cli.session import settled
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
@@ -193,16 +194,13 @@ def _outputs(network: Any, batch: Batch) -> dict[str, Tensor]:
 
 def sizes(work: Path, pretrained: Path) -> Rows:
     """Q4: whole folders."""
-    full = _bytes(checkpoint.locate(pretrained))
+    full = bytes_of(checkpoint.locate(pretrained))
     return [
-        row(f"Q4.{scheme}", f"folder of {scheme} over that in full", _bytes(quantized(work, pretrained, scheme)) / full,
-            "", n=1, must=f"<= {most}", beside={"full MB": full / 1e6})
+        row(f"Q4.{scheme}", f"folder of {scheme} over that in full",
+            bytes_of(quantized(work, pretrained, scheme)) / full, "", n=1, must=f"<= {most}",
+            beside={"full MB": full / 1e6})
         for scheme, most in (("int8", 0.30), ("int8_int4", 0.22), ("int4", 0.22))
     ]  # fmt: skip
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def answers(work: Path, pretrained: Path, seeds: Sequence[int], few: list[str]) -> Rows:

@@ -57,6 +57,11 @@ def kind_of(path: Path) -> str:
     return "a single file"
 
 
+def bytes_of(folder: Path) -> int:
+    """Of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

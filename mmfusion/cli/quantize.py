@@ -18,7 +18,7 @@ EXAMPLES = """\
   mmfusion quantize RUN --scheme int4 --group 64 --part embeddings=int8 --part encoders.sensor=none
   mmfusion quantize RUN --scheme int4 --calibrate data_prep/sample --samples 256 --out small"""
 
-SCHEMES = ("int8", "int8_int4", "int4")
+SCHEMES = ("int8", "int8_int4", "int4")  # converters.rounding.Scheme, which --help need not import torch for
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

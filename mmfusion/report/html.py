@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from mmfusion import runs
+from mmfusion.checkpoint.layout import bytes_of
 from mmfusion.errors import UserError
 from mmfusion.evaluation.measure import Evaluation, Row
 from mmfusion.report import curves, svg
@@ -183,10 +184,9 @@ def _checkpoint(folder: Path) -> dict[str, str]:
     """How large a checkpoint is, and what its weights are."""
     if not (folder / "lineage.json").is_file():
         return {}
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     rounded = json.loads((folder / "lineage.json").read_bytes()).get("quantized")
     weights = f"integers ({rounded['scheme']}), {rounded['how']}" if rounded else "in full"
-    return {"Checkpoint": f"{size / 1e6:.2f} MB, weights {weights}"}
+    return {"Checkpoint": f"{bytes_of(folder) / 1e6:.2f} MB, weights {weights}"}
 
 
 def facts_of(run: Path, *, steps: int, seconds: Mapping[str, float]) -> dict[str, str]:
