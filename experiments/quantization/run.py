@@ -26,7 +26,7 @@ from experiments.processes import PROGRAM, TRAIN, timed
 from experiments.results import row, save
 from mmfusion import api, checkpoint, config
 from mmfusion.checkpoint.layout import bytes_of
-from mmfusion.cli.session import settled
+from mmfusion.cli.settle import settled
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
 from mmfusion.objectives.captioning import Captioning

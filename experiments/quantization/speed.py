@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from experiments.results import matrix_gflops, row, save
 from mmfusion import api, config
-from mmfusion.cli.session import settled
+from mmfusion.cli.settle import settled
 from mmfusion.converters.quantize import Quantize
 from mmfusion.data.tokenizer import SentencePieceTokenizer
 

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
 def _print(options: argparse.Namespace, config_dir: Path | None) -> None:
     with for_good():
         from mmfusion import config
-        from mmfusion.cli.session import settled, train
+        from mmfusion.cli.session import train
+        from mmfusion.cli.settle import settled
 
     composed = config.compose(options.overrides, config_dir)
     before = dict(config.leaves(config.raw(composed)))

@@ -26,7 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mmfusion import config, runs
 from mmfusion.cli import ranks, slurm
 from mmfusion.cli.resume import ours, resumed, split_resume
-from mmfusion.cli.session import settled, train
+from mmfusion.cli.session import train
+from mmfusion.cli.settle import settled
 from mmfusion.cli.signals import on_sigterm
 from mmfusion.config import ConfigError
 from mmfusion.errors import UserError

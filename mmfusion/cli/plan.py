@@ -40,9 +40,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from mmfusion.plan import budget, measured
+
     tree = _settled(options)
-    taken = _taken(tree) if options.measure else None
-    found = _budget(tree)
+    nodes = (tree["data"], tree["trainer"])
+    recompute = bool(tree.get("gradient_checkpointing"))
+    # Measured first: what counting leaves in memory would hide what a step takes.
+    taken = measured.take(_module(tree), *nodes, recompute=recompute) if options.measure else None
+    found = budget.count(_module(tree), *nodes, recompute=recompute)
     flops = options.tflops * 1e12 if options.tflops else _measured()
     told = {
         "step_flops": found.step_flops,
@@ -53,8 +58,8 @@ def run(options: argparse.Namespace) -> int:
         "fits": found.memory.total <= options.gpu_gb * 1e9 if options.gpu_gb else None,
     }
     if options.json:
-        measured = {"measured": dataclasses.asdict(taken)} if taken else {}
-        print(json.dumps({**dataclasses.asdict(found), **told, **measured}, indent=1))
+        beside = {"measured": dataclasses.asdict(taken)} if taken else {}
+        print(json.dumps({**dataclasses.asdict(found), **told, **beside}, indent=1))
     else:
         _print(found, told, options.gpu_gb, taken)
     return 0
@@ -73,7 +78,7 @@ def _settled(options: argparse.Namespace) -> dict[str, Any]:
     from omegaconf import OmegaConf, open_dict
 
     from mmfusion import config
-    from mmfusion.cli.session import settled
+    from mmfusion.cli.settle import settled
 
     devices = [f"trainer.devices={options.devices}", "trainer.num_nodes=1"] if options.devices else []
     cfg = config.compose([*options.overrides, *devices], Path(options.config_dir) if options.config_dir else None)
@@ -101,20 +106,6 @@ def _module(tree: dict[str, Any]) -> TrainingModule:
         parameters=given["parameters"],
         converters=given.get("converter"),
     )
-
-
-def _budget(tree: dict[str, Any]) -> Budget:
-    from mmfusion.plan import budget
-
-    recompute = bool(tree.get("gradient_checkpointing"))
-    return budget.count(_module(tree), tree["data"], tree["trainer"], recompute=recompute)
-
-
-def _taken(tree: dict[str, Any]) -> Measured:
-    from mmfusion.plan import measured
-
-    recompute = bool(tree.get("gradient_checkpointing"))
-    return measured.take(_module(tree), tree["data"], tree["trainer"], recompute=recompute)
 
 
 def _print(found: Budget, told: dict[str, float], gpu_gb: float | None, taken: Measured | None) -> None:

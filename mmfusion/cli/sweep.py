@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     with for_good():
         from mmfusion import config
-        from mmfusion.cli.session import settled
+        from mmfusion.cli.settle import settled
         from mmfusion.sweep import space
 
     where = Path(options.config_dir) if options.config_dir else None

@@ -18,7 +18,7 @@ from mmfusion import config, runs
 from mmfusion.cli.asked import _root_of
 from mmfusion.cli.main import main
 from mmfusion.cli.resume import _check_places, resumed
-from mmfusion.cli.session import settled
+from mmfusion.cli.settle import settled
 from mmfusion.runs import energy
 from mmfusion.types import Batch, Loss, Outputs
 from tests.cli.trained import SAMPLE, SMALL, fails

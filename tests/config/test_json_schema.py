@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmfusion import config
-from mmfusion.cli.session import settled, train
+from mmfusion.cli.session import train
+from mmfusion.cli.settle import settled
 
 
 @pytest.fixture(scope="module")

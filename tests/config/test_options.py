@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from data_prep import checks, conversations, preferences
 from mmfusion import config
 from mmfusion.cli.main import main
-from mmfusion.cli.session import settled
+from mmfusion.cli.settle import settled
 from mmfusion.config.listing import Option
 
 SAMPLE = Path("data_prep/sample")

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmfusion import config
 from mmfusion.cli.main import main
-from mmfusion.cli.session import settled, train
+from mmfusion.cli.session import train
+from mmfusion.cli.settle import settled
 from mmfusion.config import ConfigError
 from mmfusion.plan.budget import count, layout_of
 from mmfusion.plan.example import micro_batch

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmfusion import config
-from mmfusion.cli.session import settled
+from mmfusion.cli.settle import settled
 from mmfusion.config import ConfigError
 from mmfusion.sweep import space
 from mmfusion.sweep.space import Choice, Float, Int, assigned, read
