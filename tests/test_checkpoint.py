@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +139,17 @@ def test_killed_between_the_two_renames(folder: Path) -> None:
     assert checkpoint.load(folder.parent, allow=ALLOW)[1]["format"] == 1
     write(folder, pipeline={"row_length": 9})
     assert checkpoint.load(folder, allow=ALLOW)[1]["pipeline"] == {"row_length": 9}
+
+
+def test_what_a_killed_save_left_goes_with_the_next_and_what_another_writes_stays(folder: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, others = (folder.with_name(f".{folder.name}.{pid}.draft") for pid in (ended.pid, os.getppid()))
+    for draft in (left, others):
+        draft.mkdir()
+    write(folder)
+    assert not left.exists()
+    assert others.exists()
 
 
 def test_cut_or_flipped_weights(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -51,7 +53,10 @@ def save(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.draft"):  # by a save that was killed
+        pid = left.name.split(".")[-2]
+        if left == draft or (pid.isdecimal() and not psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
     draft.mkdir()
     try:
         pipeline = {name: value for name, value in config["pipeline"].items() if name != "tokenizer"}

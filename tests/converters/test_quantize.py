@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmfusion.checkpoint.weights import fill_from, once, read_header
+from mmfusion.cli.quantize import SCHEMES
 from mmfusion.converters import lora, packing
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
-from mmfusion.converters.rounding import ByRow, Rounding, nearest_divisor, plain
+from mmfusion.converters.rounding import ByRow, Rounding, Scheme, nearest_divisor, plain
 from mmfusion.errors import UserError
 from mmfusion.models.multimodal import MultimodalModel
 from tests.models.tiny_multimodal import tiny_batch, tiny_model
 
-SCHEMES = ("int8", "int8_int4", "int4")
 GROUP = 8
 
 
@@ -48,6 +48,10 @@ def stirred(*converters: Any) -> MultimodalModel:
             if ".lora_" in name:
                 weight.normal_(std=0.3)
     return model
+
+
+def test_the_command_line_has_every_scheme() -> None:
+    assert get_args(Scheme) == SCHEMES
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
