@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import glob
-import json
-import os
 import re
 import shlex
 import shutil
@@ -223,24 +221,3 @@ def test_the_notebook_runs_from_top_to_bottom(
     source = (ROOT / "notebooks" / "01_quickstart.py").read_text()
     exec(compile(source, "01_quickstart.py", "exec"), {"__name__": "__main__"})
     assert "picture_to_name" in capsys.readouterr().out
-
-
-@pytest.mark.slow  # a pretraining and two stages of few steps, then their evaluation: three minutes
-@pytest.mark.timeout(1200)
-def test_the_chain_in_small(tmp_path: Path) -> None:
-    """`experiments/chain/run.py --quick` and `policy.py --quick` in a clone: every row is there, whatever it says after
-    four steps."""
-    clone, work = tmp_path / "clone", tmp_path / "work"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-
-    def rows(script: str, results: str, *options: str | Path) -> set[str]:
-        command = [sys.executable, f"experiments/chain/{script}", "--quick", "--keep", str(work), *map(str, options)]
-        environment = {**os.environ, "PYTHONPATH": str(clone)}
-        ended = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
-        return {row["id"] for row in json.loads((clone / "experiments" / "chain" / results).read_text())["rows"]}
-
-    told = {"L1", "L2.image", "L2.sensor", "L3.worst", "L3.mean", "L3.answers", "L4.all", "L9.bytes", "L9.memory"}
-    assert told <= rows("run.py", "results.quick.json")
-    told = {"L5.known.0", "L5.other-vendor.0", "L5.seconds"}
-    assert told <= rows("policy.py", "results.policy.quick.json", "--from", work / "pretrained", "--seeds", "0")
