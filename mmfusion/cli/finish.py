@@ -52,10 +52,12 @@ def finish(
     began = time.monotonic()
     # Own classes in this run's configuration: the user named them, on the command line or in their own files.
     allowed = {str(target) for part in (tree["model"], tree["data"]["pipeline"]) for _, target in config.targets(part)}
-    model = metered(api.load(run / "checkpoint", allow=allowed), run)
-    done = evaluate(model, tasks, data.root)
-    compared = _before_and_after(earlier, parent, model, allowed) if parent and tasks else []
-    seconds["evaluation"] = time.monotonic() - began
+    with metered(api.load(run / "checkpoint", allow=allowed), run) as model:
+        done = evaluate(model, tasks, data.root)
+        compared = _before_and_after(earlier, parent, model, allowed) if parent and tasks else []
+        seconds["evaluation"] = time.monotonic() - began
+        examples = report.collect(model, done)
+        spent = model.spent()
     for name, reason in done.left_out.items():
         print(f"task {name} left out: {reason}", flush=True)
     runs.write(run / "metrics.json", json.dumps(done.metrics, indent=1, ensure_ascii=False))
@@ -65,8 +67,6 @@ def finish(
         counts["values of series not measured, masked"] = str(data.masked)
     if still := without_gradient(run):
         counts["parameters that no gradient reached"] = ", ".join(still)
-    examples = report.collect(model, done)
-    spent = model.spent()
     report.write(
         run / "report.html",
         title=runs.without_secrets(str(tree["name"])),

@@ -166,18 +166,21 @@ class Sweep(Callback):
     """Hears from Hydra where the runs of a sweep go."""
 
     folder: ClassVar[Path | None] = None
+    made: ClassVar[Sequence[Path]] = ()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with suppress(OmegaConfBaseException):  # the sweep itself will say so
             Sweep.folder = Path(config.hydra.sweep.dir)
+            Sweep.made = [path for path in (Sweep.folder, *Sweep.folder.parents) if not path.exists()]
 
     @staticmethod
     def tidy() -> None:
-        """Remove the file in which Hydra keeps what was given, secrets too, and the folder if it is empty."""
+        """Remove the file in which Hydra keeps what was given, secrets too, and the folders that it made, if empty."""
         if Sweep.folder:
             (Sweep.folder / "multirun.yaml").unlink(missing_ok=True)
-            with suppress(OSError):
-                Sweep.folder.rmdir()
+        with suppress(OSError):
+            for path in Sweep.made:
+                path.rmdir()
 
 
 def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
@@ -187,7 +190,7 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
             raise ConfigError([f"{key}: {OF_ONE_RUN[key]}"])
     tree = config.conf_dir()
     command = sys.argv
-    ended: list[tuple[str, int]] = []
+    ended: list[tuple[str, int, str]] = []
     stopped = 0
 
     def job(cfg: DictConfig) -> None:
@@ -201,17 +204,18 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
             cfg.paths.run = str(folder)
         label = " ".join(runs.masked(override.lstrip("+")) for override in hydra_cfg.overrides.task)
         print(f"\n{label}", flush=True)
-        if slurm.wanted(cfg) or _several(cfg):
+        as_job = slurm.wanted(cfg)
+        if as_job or _several(cfg):
             status = _apart([*hydra_cfg.overrides.task, assigned("paths.run", str(folder))], config_dir)
         else:
             status = _run_of_sweep(cfg, config_dir)
-        ended.append((label, status))
+        ended.append((label, status, "handed in" if as_job else "done"))
         if status in (130, 143):
             raise KeyboardInterrupt  # which ends Hydra's loop too
 
     given = config.as_overrides(overrides, list(config.conf_trees(config_dir)), sweep=True)
     given.append(f"+hydra.callbacks.mmfusion._target_={__name__}.{Sweep.__qualname__}")
-    Sweep.folder = None
+    Sweep.folder, Sweep.made = None, ()
     sys.argv = [command[0], *given, "--multirun", *(["--config-dir", str(config_dir)] if config_dir else [])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it finds, for one line of ours
     try:
@@ -224,10 +228,10 @@ def _sweep(overrides: Sequence[str], config_dir: Path | None) -> int:
         sys.argv = command
         Sweep.tidy()
     print("\nsummary")
-    words = {0: "done", 130: "stopped", 143: "stopped"}
-    for label, status in ended:
+    for label, status, well in ended:
+        words = {0: well, 130: "stopped", 143: "stopped"}
         print(f"  {words.get(status, f'failed ({status})')}  {label}")
-    return max([stopped, *(status for _, status in ended)])
+    return max([stopped, *(status for _, status, _ in ended)])
 
 
 def _several(cfg: DictConfig) -> bool:

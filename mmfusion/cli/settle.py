@@ -74,7 +74,8 @@ def _refuse_unaveraged(callbacks: Mapping[str, Any]) -> None:
 
 def settled(cfg: DictConfig) -> dict[str, Any]:
     """The resolved and checked tree. Its `paths.run`, which other keys refer to, is set here where none was given."""
-    if "${oc.env" in str(config.raw(cfg).get("name")):
+    name = str(config.raw(cfg).get("name"))
+    if "${oc.env" in name or not name.isprintable():
         raise ConfigError(["name: must be plain text: it stands in folders and on pages"])
     try:
         if not cfg.paths.run:

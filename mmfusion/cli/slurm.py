@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from annotated_types import Gt, MinLen
 from omegaconf import DictConfig
 
-from mmfusion import config
+from mmfusion import config, runs
 from mmfusion.cli.resume import split_resume
 from mmfusion.errors import UserError
 from mmfusion.sweep.space import assigned, key_of
@@ -36,7 +36,7 @@ class Slurm:
     `gpus_per_node` is the trainer's devices where its accelerator is gpu, and none else, if it is not given.
     """
 
-    minutes: Annotated[int, Gt(0)] = 60
+    minutes: Annotated[int, Gt(WARNED_S // 60)] = 60
     partition: Name | None = None
     account: Name | None = None
     qos: Name | None = None
@@ -68,10 +68,12 @@ def of_resumed(cfg: DictConfig, overrides: Sequence[str], config_dir: Path | Non
 def submit(tree: Mapping[str, Any], overrides: Sequence[str], more: Sequence[str]) -> int:
     """Hand the run in, or print the script that would be; `more` are the flags behind its overrides.
 
-    Raises UserError where there is no SLURM, or it refuses the job.
+    Raises UserError where there is no SLURM, or it refuses the job, or the run's folder is used already.
     """
     slurm: Slurm = config.build(tree[KEY])
     run, rest = split_resume(without(overrides))
+    if not run:
+        runs.refuse_used(Path(tree["paths"]["run"]))
     given = [f"resume={run}"] if run else [assigned("paths.run", tree["paths"]["run"])]
     rest = [one for one in rest if key_of(one) != "paths.run"]
     command = shlex.join([sys.executable, "-m", "mmfusion.cli.main", "train", *rest, *given, *more])
@@ -102,6 +104,9 @@ def _parameters(slurm: Slurm, tree: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(devices, int) or devices < 1:
         raise config.ConfigError([f"trainer.devices: {devices!r} is not known before the job; give a number"])
     on_gpus = trainer.get("accelerator") in ("gpu", "cuda")
+    if on_gpus and slurm.gpus_per_node and slurm.gpus_per_node < devices:
+        told = f"launcher.gpus_per_node={slurm.gpus_per_node}: {devices} processes of a node want a GPU each"
+        raise config.ConfigError([f"{told}; leave it out, or set trainer.devices"])
     found = {
         "job_name": str(tree["name"]),
         "time": slurm.minutes,

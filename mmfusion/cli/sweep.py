@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,20 +50,23 @@ def run(options: argparse.Namespace) -> int:
     with for_good():
         from mmfusion import config
         from mmfusion.cli.settle import settled
-        from mmfusion.sweep import space
+        from mmfusion.sweep import process, space
 
     where = Path(options.config_dir) if options.config_dir else None
     file, sweep = space.read(options.name, where)
     sweep = sweep.overridden(options.overrides)
     if options.trials:
         sweep = sweep.model_copy(update={"trials": options.trials})
-    trees = space.check(file, sweep, lambda given: settled(config.compose(given, where)))
+    own = ["paths.run=unused", "paths.id=unused"]  # of no trial: what is left is the same each time
+    trees = space.check(file, sweep, lambda given: settled(config.compose([*given, *own], where)))
     folder = Path(options.folder or f"sweeps/{options.name}")
     if options.dry_run:
         return _dry(file, sweep, folder)
-    how = _how(folder, trees, where)
-    ranks = trees[0]["trainer"].get("devices")
-    return _search(options, sweep, how, ranks if isinstance(ranks, int) and ranks > 0 else 1, where)
+    devices = trees[0]["trainer"].get("devices")
+    ranks = devices if isinstance(devices, int) and devices > 0 else 1
+    if options.jobs > max(1, (cores := process.cores()) // ranks):
+        options.parser.error(f"--jobs {options.jobs}: of {ranks} process(es) each, on {cores} cores; give fewer")
+    return _search(options, sweep, _how(folder, trees, where), ranks, _configured(trees[0]))
 
 
 def _how(folder: Path, trees: Sequence[dict[str, Any]], where: Path | None) -> How:
@@ -75,19 +79,26 @@ def _how(folder: Path, trees: Sequence[dict[str, Any]], where: Path | None) -> H
     return How(
         folder=folder,
         seed=trees[0]["seed"],
+        steps=trees[0]["steps"],
         best=trees[0].get("keep") == "best",
         more=["--config-dir", str(where)] if where else [],
         allow=[word for target in own for word in ("--allow", target)],
     )
 
 
-def _search(options: argparse.Namespace, sweep: Sweep, how: How, ranks: int, where: Path | None) -> int:
+def _configured(tree: Mapping[str, Any]) -> dict[str, str]:
+    """A digest of each part of a configuration."""
+    parts = {name: json.dumps(part, sort_keys=True, default=str) for name, part in tree.items() if name != "paths"}
+    return {name: hashlib.sha256(part.encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _search(options: argparse.Namespace, sweep: Sweep, how: How, ranks: int, configured: Mapping[str, str]) -> int:
     import torch
 
     from mmfusion.sweep import process, search, study
 
-    with _folder(how.folder), study.alone(how.folder):
-        kept = study.Study(how.folder, sweep)
+    with study.alone(how.folder):
+        kept = study.Study(how.folder, sweep, configured)
         try:
             search.tidy_all(kept, how.folder)
             _begin(kept, options, how.folder)
@@ -100,36 +111,12 @@ def _search(options: argparse.Namespace, sweep: Sweep, how: How, ranks: int, whe
                 share=lambda slot: process.shared(process.cores(), options.jobs, ranks, slot, gpus),
                 told=lambda one: print(_line(one, sweep), flush=True),
             )
-            return _end(kept, options.name, how.folder, where)
+            return _end(kept, options.name, how.folder, Path(options.config_dir) if options.config_dir else None)
         except (KeyboardInterrupt, SystemExit):
             print(f"go on with: {_again(options)}", file=sys.stderr)
             raise
-        except study.MetricError:
-            search.forget(kept, how.folder)
-            raise
         finally:
             kept.close()
-
-
-@contextmanager
-def _folder(folder: Path) -> Iterator[None]:
-    """The sweep's folder, made if it is not there; removed if nothing was put into it. Raises SweepError."""
-    from mmfusion.sweep.study import LOCK, SweepError
-
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
-    except OSError as error:
-        raise SweepError(f"{folder}: cannot write there ({error.strerror}); choose another: --folder FOLDER") from error
-    try:
-        yield
-    finally:
-        if {path.name for path in folder.iterdir()} <= {LOCK}:
-            (folder / LOCK).unlink(missing_ok=True)
-            for path in made:
-                with suppress(OSError):
-                    path.rmdir()
 
 
 def _dry(file: Path, sweep: Sweep, folder: Path) -> int:
@@ -152,6 +139,8 @@ def _begin(kept: Study, options: argparse.Namespace, folder: Path) -> None:
     there, wanted = kept.trials(), kept.sweep.trials
     left = len(kept.unfinished())
     print(f"sweep folder  {folder}")
+    if kept.renewed:
+        print(f"its {kept.renewed} trials all failed; it begins anew")
     if len(there) >= wanted and not left:
         print(f"its {len(there)} trials are there already; go on to more with --trials {len(there) + 10}")
     elif there:
@@ -187,6 +176,8 @@ def _end(kept: Study, name: str, folder: Path, where: Path | None) -> int:
     page.write(folder / "sweep.html", found, command)
     if file is None:
         print("mmfusion: no trial is done, so there is no best one; the table says why", file=sys.stderr)
+        if all(one.state == "failed" for one in found.tried):
+            kept.give_up()
         return 1
     print(f"\nbest          {file}\ntrain it      {command}")
     print(

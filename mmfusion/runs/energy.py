@@ -74,6 +74,11 @@ class Energy(BaseModel):
         return "estimate" if "estimate" in kinds else "counter" if kinds else "unknown"
 
     @property
+    def lacking(self) -> list[str]:
+        """What is not among the joules, though something else is."""
+        return [name for name, of in self.sources.items() if any(source.kind == "unknown" for source in of)]
+
+    @property
     def joules_per_sample(self) -> float | None:
         """Of training, without validation; None where nothing was trained or nothing is known."""
         return _each(self.training, self.training.samples, self.how)
@@ -108,11 +113,11 @@ def read(run: Path) -> Energy:
 
 
 def kept(run: Path) -> Energy:
-    """`read`, to be added to: what is damaged counts as nothing."""
+    """`read`, to be added to: what is damaged counts as nothing, and is said to be lacking."""
     try:
         return read(run)
     except RunError:
-        return Energy()
+        return Energy(sources={"before it went on": [Source(kind="unknown", method=f"{FILE} was damaged")]})
 
 
 def keep(run: Path, spent: Energy) -> None:
@@ -148,7 +153,7 @@ def facts(spent: Energy) -> dict[str, str]:
     if spent.how == "unknown":
         return {}
     about = "estimated" if spent.how == "estimate" else "counted"
-    told = {"Whole run": f"{amount(spent.joules)}, {about}"}
+    told = {"Whole run": ", ".join([amount(spent.joules), about, *_without(spent)])}
     for name in ("training", "validation", "evaluation"):
         phase: Spent = getattr(spent, name)
         if phase.seconds:
@@ -171,6 +176,10 @@ def _sentence(device: str, source: Source) -> str:
     return f"{device}: {kinds[source.kind]}. {source.method}." + (f" Assumed: {assumed}." if assumed else "")
 
 
+def _without(spent: Energy) -> list[str]:
+    return [f"without {' and '.join(spent.lacking)}"] if spent.lacking else []
+
+
 def _plain(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
@@ -179,7 +188,8 @@ def line(spent: Energy) -> str:
     """All of it in one line, for a terminal."""
     if spent.how == "unknown":
         return "not known: nothing counts it, and no estimate is made" if spent.sources else "not recorded"
-    told = [f"{amount(spent.joules)} ({'an estimate' if spent.how == 'estimate' else 'read from counters'})"]
+    how = "an estimate" if spent.how == "estimate" else "read from counters"
+    told = [f"{amount(spent.joules)} ({', '.join([how, *_without(spent)])})"]
     told += [f"{amount(each)} a sample trained"] if (each := spent.joules_per_sample) is not None else []
     told += [f"{amount(each)} a token generated"] if (each := spent.joules_per_generated_token) is not None else []
     return ", ".join(told)

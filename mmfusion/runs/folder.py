@@ -29,9 +29,7 @@ def create(folder: Path) -> list[Path]:
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            remedy = f"choose another with paths.run=FOLDER, or go on with resume={shlex.quote(str(folder))}"
-            raise RunError(f"{folder}: is not empty; {remedy}")
+        refuse_used(folder)
         write(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
         if patch := changes():
             write(folder / "changes.diff", patch)
@@ -41,6 +39,13 @@ def create(folder: Path) -> list[Path]:
         remedy = "choose another with paths.runs=FOLDER, or paths.run=FOLDER"
         raise RunError(f"{str(folder)[:200]!r}: cannot write there ({reason}); {remedy}") from error
     return made or [folder / name for name in RECORDS]
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises RunError if something is in the folder."""
+    if folder.is_dir() and any(folder.iterdir()):
+        remedy = f"choose another with paths.run=FOLDER, or go on with resume={shlex.quote(str(folder))}"
+        raise RunError(f"{folder}: is not empty; {remedy}")
 
 
 def timestamp() -> str:

@@ -81,12 +81,13 @@ class Child:
 def shared(cores: int, jobs: int, ranks: int, slot: int = 0, devices: int = 0) -> dict[str, str]:
     """The environment of one of `jobs` runs of `ranks` processes each: together they have no more threads than cores.
 
-    Of several GPUs (`devices`) each run has its own, where there are enough.
+    Of several GPUs (`devices`, as torch counts those it may see) each run has its own, where there are enough.
     """
     threads = max(1, cores // (jobs * ranks))
     given = {name: str(min(threads, _number(os.environ.get(name)) or threads)) for name in THREADS}
-    if jobs > 1 and devices >= jobs * ranks and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        given["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(slot * ranks, (slot + 1) * ranks)))
+    if jobs > 1 and devices >= jobs * ranks:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
+        given["CUDA_VISIBLE_DEVICES"] = ",".join(seen[slot * ranks : (slot + 1) * ranks])
     return given
 
 

@@ -14,8 +14,7 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from mmfusion.sweep.space import Sweep
-from mmfusion.sweep.study import Study, given
-from mmfusion.sweep.trial import folder_of
+from mmfusion.sweep.study import Study, folder_of, given
 
 State = Literal["done", "pruned", "failed", "unfinished"]
 STATES: dict[TrialState, State] = {

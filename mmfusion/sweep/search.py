@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from mmfusion.sweep.study import Study, SweepError
 from mmfusion.sweep.trial import How, Trial, tidy
 
 POLL_S = 0.2
-HOPELESS = 3  # trials that fail before one does not: then it is no matter of their values
+HOPELESS = 3  # trials that fail, and none does not: then it is no matter of their values
 
 
 def search(
@@ -29,11 +28,10 @@ def search(
     """Go on with what was begun, then begin trials until there are `trials`; `told` hears of each that is over.
 
     `share` gives the environment of the run in one of `jobs` places. Whatever ends this ends the runs too, each behind
-    the step it is in, to be gone on with. Raises SweepError where trials can come to nothing.
+    the step it is in, to be gone on with. Raises SweepError where trials come to nothing.
     """
     waiting = iter(_to_do(study, trials))
     going: list[Trial] = []
-    failed = 0
     try:
         while True:
             while len(going) < jobs and (number := next(waiting, None)) is not None:
@@ -46,8 +44,7 @@ def search(
                 tried = rows(study, how.folder)[trial.number]
                 told(tried)
                 if tried.state == "failed":
-                    failed += 1
-                    _refuse_hopeless(study, how.folder, failed)
+                    _refuse_hopeless(study, how.folder, min(HOPELESS, trials))
             time.sleep(POLL_S if going else 0)
     finally:
         for trial in going:
@@ -68,21 +65,15 @@ def _to_do(study: Study, trials: int) -> Iterator[int]:
         yield asked.number
 
 
-def _refuse_hopeless(study: Study, folder: Path, failed: int) -> None:
-    """Raises SweepError where the first trials have all failed."""
+def _refuse_hopeless(study: Study, folder: Path, enough: int) -> None:
+    """Raises SweepError where so many trials have failed and none has come to anything, not even to one validation."""
     found = rows(study, folder)
-    if failed >= HOPELESS and not any(one.state in ("done", "pruned") for one in found):
-        last = [one for one in found if one.state == "failed"][-1]
-        raise SweepError(f"{last.folder}: the first {failed} trials failed, the last with: {last.message}")
-
-
-def forget(study: Study, folder: Path) -> None:
-    """Remove a sweep of which no trial came to anything, so that it can begin anew with what was mended."""
-    if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials()):
+    failed = [one for one in found if one.state == "failed"]
+    if len(failed) < enough or any(one.state in ("done", "pruned") or one.step for one in found):
         return
-    study.close()
-    study.file.unlink(missing_ok=True)
-    shutil.rmtree(folder / "trials", ignore_errors=True)
+    study.give_up()
+    remedy = "mend that, then give the same command: it begins anew"
+    raise SweepError(f"{failed[-1].folder}: all trials fail, this one with: {failed[-1].message}; {remedy}")
 
 
 def tidy_all(study: Study, folder: Path) -> None:

@@ -17,19 +17,22 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
-from mmfusion import config
+from mmfusion import config, runs
 from mmfusion.config import ConfigError, near
 
 FOLDER = "sweep"  # of a configuration tree
 # What a trial is given by the sweep itself, and what to do instead.
 GIVEN = {
-    "seed": "is counted up from that of the overrides, once for each of `repeats`",
     "paths": "are the trial's own; say where all of them go with --folder FOLDER",
     "resume": "goes on with one run; the same `mmfusion sweep` command goes on with a sweep",
     "evaluation": "is for the winner: trials are judged on the validation split alone",
     "logger.csv": "is what the sweep reads",
     "launcher": "is of one run; give --jobs",
 }
+# What all trials have alike, so that their values can be compared: it may stand among the overrides.
+ALIKE = ("seed", "steps", "trainer.val_check_interval")
+NAME = r"[\w.-]+"  # of a sweep: it is part of what is typed, and of a file's name
+KEY = r"[A-Za-z_][\w./@-]*"
 WORDS = ("null", "true", "false", "nan", "inf", "infinity")  # that are no text to Hydra
 
 
@@ -113,12 +116,12 @@ Dimension = Annotated[Float | Int | Choice, Field(discriminator="kind")]
 
 
 class Pruner(_Strict):
-    """When a trial is ended early: below the median of those before it, or the worse part at each rung (`halving`).
+    """When a trial is ended early: below the median of those before it, at the same step.
 
     Neither within the first `after_trials` trials, nor before `after_steps` steps. It looks at the first repeat alone.
     """
 
-    kind: Literal["none", "median", "halving"] = "none"
+    kind: Literal["none", "median"] = "none"
     after_trials: Annotated[int, Field(ge=0)] = 4
     after_steps: Annotated[int, Field(ge=0)] = 0
 
@@ -170,6 +173,8 @@ def read(name: str, config_dir: Path | None = None) -> tuple[Path, Sweep]:
     Raises ConfigError in one line with file, key and remedy: no such sweep, no YAML, a space that cannot be searched.
     """
     trees = config.conf_trees(config_dir)
+    if not re.fullmatch(NAME, name, re.ASCII):
+        raise ConfigError([f"{name!r}: no name of a sweep; name its file with letters, digits, . _ and - alone"])
     known = sorted({file.stem for tree in trees for file in (tree / FOLDER).glob("*.yaml")})
     files = [file for tree in reversed(list(trees)) if (file := tree / FOLDER / f"{name}.yaml").is_file()]
     if name not in known or not files:
@@ -177,13 +182,12 @@ def read(name: str, config_dir: Path | None = None) -> tuple[Path, Sweep]:
         raise ConfigError([f"{name}: no such sweep{near(name, known)}; {there}"])
     told = _told(files[0], trees)
     try:
-        found = OmegaConf.to_container(OmegaConf.load(files[0]), resolve=False)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError([f"{told}: cannot be read ({' '.join(str(error).split())[:200]})"]) from error
-    try:
-        return Path(told), Sweep.model_validate(found)
+        return Path(told), Sweep.model_validate(OmegaConf.to_container(OmegaConf.load(files[0]), resolve=False))
     except ValidationError as error:
         raise ConfigError([f"{told}: {one}" for one in _problems(error)]) from error
+    # the last four: numbers of hundreds of digits, values nested by the hundred, what is no text, number or list
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise ConfigError([f"{told}: cannot be read ({' '.join(str(error).split())[:200]})"]) from error
 
 
 def _told(file: Path, trees: Mapping[Path, str]) -> str:
@@ -205,24 +209,38 @@ def check(file: Path, sweep: Sweep, settled: Callable[[list[str]], dict[str, Any
         try:
             trees.append(settled(sweep.arguments(values)))
         except ConfigError as error:
-            raise ConfigError([f"{file}: {problem}" for problem in error.problems]) from error
+            raise ConfigError([" ".join(f"{file}: {problem}".split()) for problem in error.problems]) from error
+        except RecursionError as error:
+            raise ConfigError([f"{file}: space: a value is nested too deep; make it flatter"]) from error
     for tree in trees:
         steps, every = tree["steps"], tree["trainer"].get("val_check_interval")
-        if isinstance(every, int) and steps % every:
+        if not isinstance(every, int) or steps % every:
             remedy = "give only_in_trials a trainer.val_check_interval that divides steps"
             last = f"the last of {steps} steps would not be judged, as validation is every {every}"
             raise ConfigError([f"{file}: trainer.val_check_interval: {last}; {remedy}"])
         if "csv" not in tree["logger"]:
             raise ConfigError([f"{file}: logger: a sweep reads metrics.csv; leave csv among the loggers"])
+        if tree.get("launcher"):
+            raise ConfigError([f"{file}: launcher: {GIVEN['launcher']}"])
     return trees
 
 
 def _refuse_given(file: Path, sweep: Sweep) -> None:
-    set_there = {key_of(one) for one in (*sweep.overrides, *sweep.only_in_trials)}
+    overrides = [*sweep.overrides, *sweep.only_in_trials]
+    set_there = {key_of(one) for one in overrides}
+    for key in sweep.space:
+        if not re.fullmatch(KEY, key, re.ASCII) or key.startswith("hydra"):
+            raise ConfigError([f"{file}: space: {key!r} is no key of the configuration"])
+        if key in ALIKE:
+            raise ConfigError([f"{file}: space.{key}: all trials have the same; give it among the overrides"])
     for key in (*sweep.space, *set_there):
         for given, why in GIVEN.items():
-            if (key == given or key.startswith(f"{given}.")) and not (key == "seed" and key in set_there):
+            if key == given or key.startswith(f"{given}."):
                 raise ConfigError([f"{file}: {key}: {why}"])
+    for one in overrides:
+        if runs.masked(one) != one and "=${" not in one:
+            remedy = f"give {key_of(one)}=${{oc.env:NAME}}, a variable of the environment"
+            raise ConfigError([f"{file}: {key_of(one)}: a secret would stand in the study and on its page; {remedy}"])
     if sums := [
         key for key in sweep.space if sweep.metric == "val/loss" and key.split(".")[0] in ("weights", "objective")
     ]:

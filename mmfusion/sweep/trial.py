@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,7 @@ from mmfusion.runs.history import Curves, logged
 from mmfusion.runs.status import LIVE, read_status
 from mmfusion.sweep.process import TRAIN, Child
 from mmfusion.sweep.space import assigned
-from mmfusion.sweep.study import MetricError, Study
+from mmfusion.sweep.study import Study, folder_of
 
 STOPPED = (130, 143)
 
@@ -46,18 +46,19 @@ class Start(Protocol):
 class How:
     """What all trials of a sweep share.
 
-    `seed` is that of the first repeat; `best` whether a run is worth its best validation rather than its last; `more`
-    what stands behind each command, such as `--config-dir`; `allow` what stands behind `resume=` too.
+    `seed` is that of the first repeat, `steps` are those of a run; `best`: a run keeps the weights of its lowest
+    validation loss and not its last; `more` stands behind each command, such as `--config-dir`; `allow` behind
+    `resume=` too.
     """
 
     folder: Path
     seed: int
+    steps: int
     best: bool
     more: Sequence[str] = ()
     allow: Sequence[str] = ()
     start: Start = Child
     program: Sequence[str] = TRAIN
-    say: Callable[[str], None] = print
 
 
 class Trial:
@@ -86,10 +87,15 @@ class Trial:
     def _seed(self) -> int:
         return self._how.seed + len(self._values)
 
+    @property
+    def _is_complete(self) -> bool:
+        """Whether every repeat has its value; an earlier sweep may have been killed before it told so."""
+        return len(self._values) >= self._study.sweep.repeats
+
     def _begin(self) -> None:
         """Start the repeat's run, go on with it, or find it done: whatever an earlier sweep has left."""
         self._process = None
-        if self._is_done() or self._is_live():
+        if self._is_complete or self._is_done() or self._is_live():
             return
         self._report(self._curves(over=False), sure=True)
         if self._pruned_at is not None:  # but not told yet
@@ -120,11 +126,10 @@ class Trial:
             return False
 
     def look(self) -> bool:
-        """Report what was validated, end what is not worth going on; whether the trial is over, and told.
-
-        Raises MetricError where the run logs no such metric, which is so for all of them.
-        """
+        """Report what was validated, end what is not worth going on; whether the trial is over, and told."""
         self._study.beat(self._trial)
+        if self._is_complete:
+            return self._over(TrialState.COMPLETE, "")
         if self._process is None and self._pruned_at is None and not self._is_done():
             if not self._is_live():
                 self._begin()  # whoever worked on it has ended, before its end
@@ -158,7 +163,8 @@ class Trial:
     def _report(self, curves: Curves, *, sure: bool) -> None:
         """In order, up to the first step at which the pruner ends it, so that it does not matter when we looked.
 
-        A row may be half written: what is not `sure` is believed when it is found twice.
+        A row may be half written: what is not `sure` is believed when it is found twice. At its last step a run has
+        cost all that it can: it is pruned there only if other repeats would follow.
         """
         if self._values or self._pruned_at is not None:
             return
@@ -169,7 +175,8 @@ class Trial:
                 self._seen[step] = value
                 return
             self._reported[step] = value
-            if self._study.report(self._trial, value, step):
+            hopeless = self._study.report(self._trial, value, step)
+            if hopeless and (step < self._how.steps or self._study.sweep.repeats > 1):
                 self._pruned_at = step
                 self.stop()
                 return
@@ -177,17 +184,18 @@ class Trial:
     def _repeated(self, curves: Curves) -> bool:
         """The run is done: its value, then the next repeat, or the end of the trial."""
         sweep = self._study.sweep
-        found = [value for _, value in _of(curves, sweep.metric)]
+        found = _of(curves, sweep.metric)
         if not found:
-            raise MetricError(_no_metric(sweep.metric, curves, self.run))
-        value = found[-1]
+            return self._over(TrialState.FAIL, _no_metric(sweep.metric, curves))
+        _, value = found[-1]
         if self._how.best:
-            value = min(found) if sweep.direction == "minimize" else max(found)
+            losses = {step: loss for step, loss in _of(curves, "val/loss") if step in dict(found)}
+            value = dict(found)[min(losses, key=lambda step: losses[step])] if losses else value
         if not math.isfinite(value):
             return self._over(TrialState.FAIL, f"{sweep.metric} is {value}")
         self._values.append(value)
         self._study.note(self._trial, values=self._values)
-        if len(self._values) < sweep.repeats:
+        if not self._is_complete:
             self._begin()
             return False
         return self._over(TrialState.COMPLETE, "")
@@ -218,11 +226,6 @@ class Trial:
         return True
 
 
-def folder_of(folder: Path, number: int) -> Path:
-    """Where the runs of a trial are."""
-    return folder / "trials" / f"{number:03}"
-
-
 def tidy(folder: Path, number: int) -> None:
     """Remove the resume points of a trial that is over: most of what a run takes."""
     for points in folder_of(folder, number).glob("seed-*/resume"):
@@ -235,10 +238,10 @@ def _of(curves: Curves, metric: str) -> list[tuple[int, float]]:
     return [(int(step) + 1, value) for step, value in zip(steps, values, strict=True)]
 
 
-def _no_metric(metric: str, curves: Curves, run: Path) -> str:
+def _no_metric(metric: str, curves: Curves) -> str:
     there = [name for name in curves if name.startswith("val/")]
     remedy = f"there are: {', '.join(there)}" if there else "nothing was validated"
-    return f"metric: {metric} is not among what a trial logs{near(metric, there)}; {remedy} ({run.name}, as all others)"
+    return f"metric: {metric} is not among what it logs{near(metric, there)}; {remedy}"
 
 
 def _seconds(run: Path) -> float:

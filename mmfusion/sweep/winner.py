@@ -41,7 +41,7 @@ def write(found: Result, config_dir: Path | None = None) -> tuple[Path, str]:
     with tempfile.TemporaryDirectory() as scratch:  # both trees as one, to see what they give
         tree = Path(scratch) / "conf"
         if config_dir:
-            shutil.copytree(config_dir, tree)
+            _copy_yaml(config_dir, tree)
         (tree / "experiment").mkdir(parents=True, exist_ok=True)
         (tree / "experiment" / file.name).write_text(text, encoding="utf-8")
         behind = _behind(name, given, tree, config_dir)
@@ -52,6 +52,15 @@ def write(found: Result, config_dir: Path | None = None) -> tuple[Path, str]:
         told = " && ".join([shlex.join(["mkdir", "-p", there]), shlex.join(["cp", str(file), there]), told])
     runs.write(file, text.replace("COMMAND", told))
     return file, told
+
+
+def _copy_yaml(theirs: Path, to: Path) -> None:
+    """What Hydra reads of a folder, which may hold much else."""
+    for file in theirs.rglob("*.yaml"):
+        if file.is_file():
+            copy = to / file.relative_to(theirs)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _text(found: Result, best: Tried, name: str, given: Sequence[str], config_dir: Path | None) -> str:

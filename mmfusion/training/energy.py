@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,17 +157,21 @@ class Metered(api.Model):
         return said
 
     def spent(self) -> Energy:
-        """What the run has spent until now; written, and the end of metering."""
+        """What the run has spent until now; written."""
         self._ledger.book("evaluation")
         self._ledger.write()
-        self._ledger.close()
         return self._ledger.spent
 
 
-def metered(model: api.Model, run: Path) -> Metered:
-    """The model, metered from now on by what its device has, on top of what `run` has spent.
+@contextmanager
+def metered(model: api.Model, run: Path) -> Iterator[Metered]:
+    """The model, metered meanwhile by what its device has, on top of what `run` has spent.
 
     By nothing where its training was not metered (`~callbacks.energy`).
     """
     device = next(model.network.parameters()).device
-    return Metered(model, Ledger(run, power.meters(device) if (run / energy.FILE).exists() else []))
+    ledger = Ledger(run, power.meters(device) if (run / energy.FILE).exists() else [])
+    try:
+        yield Metered(model, ledger)
+    finally:
+        ledger.close()

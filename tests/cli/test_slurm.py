@@ -85,6 +85,27 @@ def test_what_is_handed_in_is_what_a_dry_run_prints(
     assert not (tmp_path / "runs" / "one").exists()  # the job makes it
 
 
+def test_a_folder_that_is_used_is_refused_before_the_job(
+    one_step_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs(tmp_path / "bin", monkeypatch, f"touch {tmp_path}/handed-in; echo Submitted batch job 4217")
+    status, error = fails(["launcher=slurm", f"paths.run={one_step_run}"], capsys)
+    assert status == 1
+    assert "is not empty; choose another" in error
+    assert not (tmp_path / "handed-in").exists()
+
+
+def test_a_run_of_m_that_is_handed_in_is_not_called_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    programs(tmp_path / "bin", monkeypatch, f"echo x >> {tmp_path}/handed-in; echo Submitted batch job 4217")
+    runs = tmp_path / "runs"
+    assert main(["train", "-m", "launcher=slurm", "seed=3", f"paths.runs={runs}"]) == 0
+    assert (tmp_path / "handed-in").read_text() == "x\n"
+    summary = capfd.readouterr().out.partition("\nsummary\n")[2].splitlines()
+    assert [line.split()[:2] for line in summary] == [["handed", "in"]]
+
+
 def test_a_job_that_is_refused_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +125,9 @@ def test_a_job_that_is_refused_is_one_line(
             "launcher.minute: Slurm has no such argument; did you mean 'minutes'?",
         ),
         (["launcher=slurm", "launcher.dry_run=true", "trainer.devices=auto"], "trainer.devices: 'auto' is not known"),
+        (["launcher=slurm", "launcher.minutes=2"], "launcher.minutes: must be greater than 2"),
+        (["launcher=slurm", "name='a\n#SBATCH --account=x'"], "name: must be plain text"),
+        ([*HOW, *LARGE, "launcher.gpus_per_node=3"], "launcher.gpus_per_node=3: 8 processes of a node want a GPU each"),
         (["launcher=slurm", "launcher.dry_run=true", "optim.lrr=3"], "optim.lrr: AdamW has no such argument"),
     ],
 )

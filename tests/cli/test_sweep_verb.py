@@ -150,13 +150,38 @@ def test_what_cannot_begin_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["conf"]
 
 
-def test_a_metric_that_is_never_logged_leaves_nothing(
+def test_a_metric_that_is_never_logged_ends_it_and_the_mended_one_begins_anew(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub(monkeypatch)
     (own / "sweep" / "mine.yaml").write_text(OWN.replace("val/loss", "val/los"))
     assert main(typed(own, tmp_path / "sweep")) == 1
-    assert "metric: val/los is not among what a trial logs; did you mean 'val/loss'?" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "metric: val/los is not among what it logs; did you mean 'val/loss'?" in error
+    assert len(error.splitlines()) == 1
+    (own / "sweep" / "mine.yaml").write_text(OWN)
+    assert main(typed(own, tmp_path / "sweep")) == 0
+    assert "its 2 trials all failed; it begins anew" in capsys.readouterr().out
+
+
+def test_a_file_that_its_trials_were_configured_by_and_that_was_changed_is_seen(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub(monkeypatch)
+    (own / "experiment").mkdir()
+    experiment = own / "experiment" / "deep.yaml"
+    experiment.write_text("# @package _global_\nname: deep\nmodel: {decoder: {depth: 1}}\n")
+    assert main(typed(own, tmp_path / "sweep", "experiment=deep")) == 0
+    experiment.write_text(experiment.read_text().replace("1", "2"))
+    capsys.readouterr()
+    assert main(typed(own, tmp_path / "sweep", "experiment=deep", "--trials", "3")) == 1
+    assert "its trials were not configured as they would be now: model; take another" in capsys.readouterr().err
+
+
+def test_no_more_runs_at_once_than_cores(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(typed(own, tmp_path / "sweep", "--jobs", "4096"))
+    assert "--jobs 4096: of 1 process(es) each, on " in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
 

@@ -215,7 +215,7 @@ def test_a_sweep_keeps_no_secret_and_what_fails_at_once_leaves_no_folder(
 ) -> None:
     for bad, status in (("logger.csv.api_key=hunter2", 2), ("data.root=nowhere", 1)):
         assert main(["train", "-m", "seed=3", bad, f"paths.runs={tmp_path}", *SMALL]) == status
-        assert [path.name for path in tmp_path.rglob("*")] == ["quickstart"]
+        assert list(tmp_path.iterdir()) == []
     told = capsys.readouterr()
     assert "hunter2" not in told.out + told.err
     assert told.out.count("logger.csv.api_key=***") == 2  # as each begins, and in the summary
@@ -227,7 +227,7 @@ def test_a_sweep_whose_choice_is_wrong_leaves_no_file_of_what_was_given(
     """Hydra finds it after it has written down the command line."""
     assert main(["train", "-m", "model=tiny,tinny", "logger.csv.api_key=hunter2", f"paths.runs={tmp_path}"]) == 2
     assert "tinny" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.rglob("*")] == ["quickstart"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_stopped_before_its_first_run(monkeypatch: pytest.MonkeyPatch) -> None:

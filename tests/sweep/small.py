@@ -25,7 +25,16 @@ def space(**changed: Any) -> Sweep:
     return Sweep.model_validate({**told, **changed})
 
 
-def swept(folder: Path, sweep: Sweep, *, jobs: int = 1, poll_s: float = 0.01, told: list[Tried] | None = None) -> None:
+def swept(
+    folder: Path,
+    sweep: Sweep,
+    *,
+    jobs: int = 1,
+    poll_s: float = 0.01,
+    steps: int = 6,
+    best: bool = False,
+    told: list[Tried] | None = None,
+) -> None:
     """Search as the command does, with the stub for `mmfusion train`."""
     search.POLL_S = poll_s
     heard = told if told is not None else []
@@ -33,8 +42,7 @@ def swept(folder: Path, sweep: Sweep, *, jobs: int = 1, poll_s: float = 0.01, to
     def share(slot: int) -> Mapping[str, str]:
         return process.shared(4, jobs, 1, slot)
 
-    how = trial.How(folder=folder, seed=0, best=False, program=[sys.executable, "-S", str(STUB)])
-    folder.mkdir(exist_ok=True)
+    how = trial.How(folder=folder, seed=0, steps=steps, best=best, program=[sys.executable, "-S", str(STUB)])
     with alone(folder):
         study = Study(folder, sweep)
         try:

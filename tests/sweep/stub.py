@@ -1,7 +1,8 @@
 """Stands in for `mmfusion train`: in a tenth of a second it leaves what a run leaves, stops and goes on as one does.
 
-Its validation loss at a step is `a * 100 + seed + 10 / step`, of the values that it is given (`a=…`). What is done is
-written down in `done.log` beside the run folder: `begin STEP` at each start, `saved STEP`, `end` once.
+Its validation loss at a step is `a * 100 + seed + 10 / step`, of the values that it is given (`a=…`), and 50 more
+behind the step `turn`; `val/step` is the step. The trial `fail` fails, `blind` logs no loss. What is done is written
+down in `done.log` beside the run folder: `begin STEP` at each start, `saved STEP`, `end` once.
 
     python -S stub.py [--config-dir X] a=0.25 b=2 seed=1 paths.run=FOLDER steps=6 every=2 pause=0.01 fail=3
     python -S stub.py resume=FOLDER
@@ -32,6 +33,11 @@ def status(run: Path, state: str, step: int) -> None:
     draft.replace(run / "status.json")
 
 
+def is_trial(name: str, run: Path, given: dict[str, Any]) -> bool:
+    """Whether it is the trial whose number is given under the name."""
+    return run.parent.name == f"{int(given.get(name, -1)):03}"
+
+
 def main() -> None:
     """Train, or go on."""
     given = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
@@ -44,7 +50,8 @@ def main() -> None:
         at = 0
         (run / "resume").mkdir(parents=True)
         (run / "config.yaml").write_text(json.dumps(given))
-        (run / "metrics.csv").write_text("epoch,step,val/loss\n")
+        loss = "val/other" if is_trial("blind", run, given) else "val/loss"
+        (run / "metrics.csv").write_text(f"epoch,step,{loss},val/step\n")
     log = run.with_name(f"{run.name}.done")
     with log.open("a") as file:
         file.write(f"begin {at} {time.time()} threads {os.environ.get('OMP_NUM_THREADS')}\n")
@@ -54,13 +61,13 @@ def main() -> None:
     for step in range(at + 1, steps + 1):
         status(run, "running", step)
         time.sleep(float(told.get("pause", 0)))
-        if step == 2 and run.parent.name == f"{int(told.get('fail', -1)):03}":
+        if step == 2 and is_trial("fail", run, told):
             print("mmfusion: made to fail; go on with: nothing", file=sys.stderr)
             sys.exit(1)
         if step % every == 0:
-            loss = float(told["a"]) * 100 + int(told["seed"]) + 10 / step
+            loss = float(told["a"]) * 100 + int(told["seed"]) + 10 / step + 50 * (step > int(told.get("turn", steps)))
             with (run / "metrics.csv").open("a") as file:
-                file.write(f"0,{step - 1},{loss!r}\n")
+                file.write(f"0,{step - 1},{loss!r},{step}\n")
         (run / "resume" / f"step={step}.ckpt").touch()
         with log.open("a") as file:
             file.write(f"saved {step}\n")

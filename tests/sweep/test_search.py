@@ -18,7 +18,7 @@ from mmfusion.sweep import bound, process, search
 from mmfusion.sweep.process import Child
 from mmfusion.sweep.result import Tried
 from mmfusion.sweep.space import Sweep
-from mmfusion.sweep.study import MetricError, Study, SweepError, alone
+from mmfusion.sweep.study import LOCK, Study, SweepError, alone
 from tests.forked import Forked
 from tests.sweep.small import found, space, swept, told
 
@@ -130,7 +130,7 @@ def test_two_at_once_share_the_cores_and_no_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "jobs", "ranks", "threads"), [(8, 2, 1, 4), (8, 2, 2, 2), (2, 4, 1, 1), (16, 3, 1, 5)]
+    ("cores", "jobs", "ranks", "threads"), [(8, 2, 1, 4), (8, 2, 2, 2), (16, 3, 1, 5), (2, 1, 4, 1)]
 )
 def test_together_runs_have_no_more_threads_than_cores(
     cores: int, jobs: int, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch
@@ -138,7 +138,6 @@ def test_together_runs_have_no_more_threads_than_cores(
     for name in process.THREADS:
         monkeypatch.delenv(name, raising=False)
     assert set(process.shared(cores, jobs, ranks).values()) == {str(threads)}
-    assert threads * jobs * ranks <= max(cores, jobs * ranks)
 
 
 def test_each_run_has_gpus_of_its_own_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,22 +145,102 @@ def test_each_run_has_gpus_of_its_own_where_there_are_enough(monkeypatch: pytest
     given = [process.shared(8, 2, 2, slot, devices=4)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
     assert given == ["0,1", "2,3"]
     assert "CUDA_VISIBLE_DEVICES" not in process.shared(8, 2, 2, 0, devices=3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-6,7")  # as SLURM does
+    given = [process.shared(8, 2, 2, slot, devices=4)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)]
+    assert given == ["4,5", "GPU-6,7"]
 
 
-def test_where_the_first_trials_all_fail_it_ends(tmp_path: Path) -> None:
+def test_where_all_trials_fail_it_ends_and_begins_anew_with_what_was_mended(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    (folder / "notes").mkdir(parents=True)
     sweep = space(trials=9, overrides=["steps=none"], only_in_trials=[])
-    with pytest.raises(SweepError, match=r"trials/002: the first 3 trials failed"):
-        swept(tmp_path / "sweep", sweep)
-    assert len(found(tmp_path / "sweep", sweep)) == search.HOPELESS
+    with pytest.raises(
+        SweepError, match=r"trials/002: all trials fail, this one with: .*; mend that, then give the same"
+    ):
+        swept(folder, sweep)
+    assert len(list(folder.glob("trials/*"))) == search.HOPELESS  # what they said can be read
+    (folder / "trials" / "mine").mkdir()
+    sweep = space(trials=2)  # of another space, too
+    study = Study(folder, sweep)
+    assert study.renewed == search.HOPELESS
+    assert study.trials() == []
+    study.close()
+    assert (folder / "notes").exists()
+    assert [path.name for path in (folder / "trials").iterdir()] == ["mine"]  # none of the sweep's
+    swept(folder, sweep)
+    assert [one.state for one in found(folder, sweep)] == ["done", "done"]
 
 
-def test_a_metric_that_no_run_logs_ends_it_and_leaves_nothing(tmp_path: Path) -> None:
-    sweep = space(metric="val/los")
-    with pytest.raises(MetricError, match=r"val/los is not among .*did you mean 'val/loss'\?; there are: val/loss"):
-        swept(tmp_path / "sweep", sweep)
-    study = Study(tmp_path / "sweep", sweep)
-    search.forget(study, tmp_path / "sweep")
-    assert not list((tmp_path / "sweep").rglob("*.sqlite")) + list((tmp_path / "sweep").glob("trials"))
+def test_a_metric_that_no_run_logs_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"val/los is not among .*did you mean 'val/loss'\?; there are: val/loss"):
+        swept(tmp_path / "sweep", space(metric="val/los"))
+
+
+def test_a_trial_that_lacks_the_metric_fails_alone(tmp_path: Path) -> None:
+    sweep = space(trials=3, overrides=["blind=1"])
+    swept(tmp_path / "sweep", sweep)
+    assert [one.state for one in found(tmp_path / "sweep", sweep)] == ["done", "failed", "done"]
+
+
+def test_killed_between_a_trials_value_and_its_end_the_value_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = space(trials=2)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "tell", killed)
+    with pytest.raises(KeyboardInterrupt):
+        swept(tmp_path / "cut", sweep)
+    monkeypatch.undo()
+    swept(tmp_path / "cut", sweep)
+    swept(tmp_path / "whole", sweep)
+    assert told(found(tmp_path / "cut", sweep)) == told(found(tmp_path / "whole", sweep))
+    assert ended(tmp_path / "cut") == [1, 1]  # no run of another seed
+
+
+def test_at_its_last_step_a_trial_is_done_unless_other_repeats_would_follow(tmp_path: Path) -> None:
+    short = {"trials": 4, "only_in_trials": ["steps=2"], "pruner": {"kind": "median", "after_trials": 1}}
+    swept(tmp_path / "once", space(**short), steps=2)
+    assert {one.state for one in found(tmp_path / "once", space(**short))} == {"done"}
+    twice = space(**short, repeats=2)
+    swept(tmp_path / "twice", twice, steps=2)
+    tried = found(tmp_path / "twice", twice)
+    assert {one.state for one in tried} == {"done", "pruned"}
+    runs = [len(list((tmp_path / "twice" / "trials" / f"{one.number:03}").glob("seed-*/"))) for one in tried]
+    assert runs == [2 if one.state == "done" else 1 for one in tried]
+
+
+def test_only_the_first_repeat_is_pruned(tmp_path: Path) -> None:
+    """The second seed's loss is higher by one: above the median of the first ones, which are all alike."""
+    one = {"kind": "choice", "values": [1, 2, 3, 4]}
+    sweep = space(trials=3, repeats=2, space={"b": one}, overrides=["a=0.5"], **PRUNED)
+    swept(tmp_path / "sweep", sweep)
+    assert [(one.state, one.n) for one in found(tmp_path / "sweep", sweep)] == [("done", 2)] * 3
+
+
+def test_a_run_that_keeps_its_best_weights_is_worth_what_these_are(tmp_path: Path) -> None:
+    """Its loss turns behind step 4 of 6."""
+    for metric, expected in (("val/loss", 50 + 10 / 4), ("val/step", 4.0)):
+        one = {"kind": "choice", "values": [1, 2]}
+        sweep = space(trials=1, metric=metric, direction="maximize", space={"b": one}, overrides=["a=0.5", "turn=4"])
+        swept(tmp_path / metric, sweep, best=True)
+        assert found(tmp_path / metric, sweep)[0].value == expected
+
+
+def test_runs_that_a_study_does_not_know_are_left_as_they_are(tmp_path: Path) -> None:
+    folder, sweep = tmp_path / "sweep", space(trials=1)
+    swept(folder, sweep)
+    older = (folder / "study.sqlite").read_bytes()
+    swept(folder, space(trials=2))
+    (folder / "study.sqlite").write_bytes(older)
+    with pytest.raises(SweepError, match=r"trials/001: is of a trial that .* does not know; bring a newer copy"):
+        swept(folder, space(trials=3))
+    (folder / "study.sqlite").unlink()
+    with pytest.raises(SweepError, match=r"trials/00\d: is there, but .*study.sqlite is not"):
+        swept(folder, space(trials=3, seed=5))
+    assert len(list(folder.glob("trials/*/seed-0/report.html"))) == 2
 
 
 def test_a_run_that_somebody_else_ends_fails_its_trial_alone(tmp_path: Path) -> None:
@@ -177,8 +256,16 @@ def test_a_run_that_somebody_else_ends_fails_its_trial_alone(tmp_path: Path) -> 
 
 
 def test_only_one_process_works_on_a_sweep(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(SweepError, match="another process works on this sweep"), alone(tmp_path):
-        pass
+    folder = tmp_path / "new" / "sweep"
+    with alone(folder):
+        for _ in range(2):  # who is refused takes nothing away
+            with pytest.raises(SweepError, match="another process works on this sweep"), alone(folder):
+                pass
+        assert (folder / LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
+    with alone(folder):
+        (folder / "kept").touch()
+    assert (folder / "kept").exists()
 
 
 def test_what_is_left_to_go_on_with_is_removed_when_a_trial_is_over(tmp_path: Path) -> None:

@@ -65,6 +65,44 @@ def test_nothing_is_suggested_twice_and_in_the_end_nothing() -> None:
     assert suggested(sweep, found) is None
 
 
+@pytest.mark.parametrize(("low", "high", "step"), [(0.1, 0.7, 0.1), (0.001, 0.009, 0.001), (0.0, 1.0, 1 / 3)])
+def test_a_grid_of_steps_is_tried_to_its_end(low: float, high: float, step: float) -> None:
+    """Also where its last step is, in floating point, a little beyond it."""
+    sweep = space(space={"a": {"kind": "float", "low": low, "high": high, "step": step}})
+    count = round((high - low) / step) + 1
+    found = finished(sweep, [1.0] * count)
+    assert len({one.params["a"] for one in found}) == count
+    assert max(one.params["a"] for one in found) <= high
+    assert suggested(sweep, found) is None
+
+
+def test_very_many_whole_numbers_are_not_gone_through() -> None:
+    sweep = space(
+        space={"a": {"kind": "int", "low": 1, "high": 10**12}, "b": {"kind": "int", "low": 1, "high": 10**12}}
+    )
+    assert module._all(sweep) is None
+
+
+@pytest.mark.parametrize(
+    ("after_trials", "after_steps", "ended"), [(0, 0, True), (3, 0, False), (0, 3, False), (2, 2, True)]
+)
+def test_a_pruner_waits_for_so_many_trials_and_steps(
+    after_trials: int, after_steps: int, ended: bool, tmp_path: Path
+) -> None:
+    """Of two trials at 1 and 2 the third, at 9 in step 2, is worse than their median."""
+    sweep = space(pruner={"kind": "median", "after_trials": after_trials, "after_steps": after_steps})
+    study = Study(tmp_path, sweep)
+    for value in (1.0, 2.0):
+        trial = study.ask()
+        assert trial is not None
+        study.report(trial, value, 2)
+        study.tell(trial, TrialState.COMPLETE, value)
+    trial = study.ask()
+    assert trial is not None
+    assert study.report(trial, 9.0, 2) is ended
+    study.close()
+
+
 def damaged(file: Path) -> None:
     file.write_bytes(b"not a database at all" * 100)
 
@@ -89,8 +127,8 @@ def foreign(file: Path) -> None:
     [
         (damaged, "is damaged (file is not a database)"),
         (cut, "is damaged ("),
-        (empty, "is damaged (no study is in it)"),
-        (foreign, "is damaged (no study is in it)"),
+        (empty, "is damaged (no table studies is in it)"),
+        (foreign, "is damaged (no table studies is in it)"),
     ],
 )
 def test_a_file_that_is_none_is_one_line_and_left_as_it_is(
@@ -131,6 +169,46 @@ def test_a_file_that_is_locked_in_mid_course_is_one_line(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE study_user_attributes SET value_json = '[1]' WHERE key = 'sweep'",
+        "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'sweep'",
+        "UPDATE alembic_version SET version_num = 'v99'",
+        "DELETE FROM trial_params WHERE param_name = 'a'",
+        "UPDATE trial_params SET param_value = 99",
+        "UPDATE trials SET number = 7",
+        "DELETE FROM study_directions",
+        "DROP TABLE trials",
+        "DROP TABLE trial_heartbeats",
+    ],
+)
+def test_a_study_that_was_edited_is_one_line(edit: str, tmp_path: Path) -> None:
+    study = Study(tmp_path, space())
+    study.ask()
+    study.close()
+    with sqlite3.connect(tmp_path / FILE) as base:
+        base.execute(edit)
+    with pytest.raises(SweepError) as raised:
+        Study(tmp_path, space())
+    assert str(raised.value).startswith(f"{tmp_path}/{FILE}: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a?b", "p%20b", "{SCHEMA}", "i${oc.env:HOME}"])
+def test_a_name_that_is_more_than_a_name_in_an_address_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(SweepError, match="bars it from the study; choose another"):
+        Study(tmp_path / name, space())
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
+
+
+def test_a_study_goes_on_with_its_own_configuration_alone(tmp_path: Path) -> None:
+    Study(tmp_path, space(), {"model": "a1", "optim": "b2"}).close()
+    with pytest.raises(SweepError, match="its trials were not configured as they would be now: model; "):
+        Study(tmp_path, space(), {"model": "a2", "optim": "b2"})
+
+
+@pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"space": {**SPACE, "a": {"kind": "float", "low": 0.01, "high": 2.0}}}, "space.a: "),
@@ -156,15 +234,17 @@ def test_one_that_another_machine_works_on_is_refused(tmp_path: Path, monkeypatc
     """As its heartbeats say; where they are old it is dead."""
     monkeypatch.setattr(module.platform, "node", lambda: "elsewhere")
     study = Study(tmp_path, space())
-    trial = study.ask()
-    assert trial is not None
-    study.beat(trial)
+    assert study.ask() is not None
     study.close()
     monkeypatch.setattr(module.platform, "node", lambda: "here")
     with pytest.raises(SweepError, match="elsewhere works on this sweep"):
         Study(tmp_path, space())
     with sqlite3.connect(tmp_path / FILE) as base:
         base.execute("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'")
+    Study(tmp_path, space()).close()
+    with sqlite3.connect(tmp_path / FILE) as base:  # killed before its first
+        base.execute("DELETE FROM trial_heartbeats")
+        base.execute("UPDATE study_user_attributes SET value_json = '\"elsewhere\"' WHERE key = 'host'")
     Study(tmp_path, space()).close()
 
 

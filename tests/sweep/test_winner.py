@@ -82,6 +82,8 @@ def test_with_a_tree_of_ones_own_the_file_is_copied_into_it(tmp_path: Path, monk
     own = tmp_path / "my conf"
     (own / "optim").mkdir(parents=True)
     (own / "optim" / "mine.yaml").write_text("defaults:\n  - adamw\n  - _self_\nweight_decay: 0.5\n")
+    (own / "broken").symlink_to(own / "nowhere")  # what else is there is no matter
+    (own / "mine.yaml").symlink_to(own / "nowhere.yaml")
     found = result(tmp_path / "sweep", ["optim=mine"], {"optim.lr": 0.5})
     _, command = winner.write(found, own)
     assert not (own / "experiment").exists()  # theirs: only told

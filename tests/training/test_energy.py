@@ -86,7 +86,10 @@ def test_a_run_that_goes_on_adds_to_what_it_spent_before(tmp_path: Path, clock: 
         clock.now += 1000  # nobody works on it
     assert written(tmp_path)["training"] == {"joules": {"cpu": 80}, "seconds": 8, "samples": 70, "tokens": 0}
     (tmp_path / "energy.json").write_text("{")
-    assert Ledger(tmp_path, []).spent == Energy()
+    ledger = Ledger(tmp_path, [Constant(clock, 10.0)], clock=clock)
+    clock.now += 2
+    ledger.book("training", samples=5)
+    assert energy.line(ledger.spent) == "20 J (read from counters, without before it went on), 4 J a sample trained"
 
 
 def test_what_other_ranks_spent_is_added_and_seconds_pass_once(tmp_path: Path, clock: Clock) -> None:
@@ -115,7 +118,7 @@ def test_it_is_written_now_and_then_and_at_the_end(tmp_path: Path, clock: Clock)
 @pytest.fixture
 def meter(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
     """The callback behind `on_train_start`, with a device of 10 W, a trainer that accumulates twice, and a module."""
-    monkeypatch.setattr(power, "meters", lambda device, first_here: [Constant(clock, 10.0)])
+    monkeypatch.setattr(power, "meters", lambda device, first_here: [Constant(clock, 10.0)] if first_here else [])
     monkeypatch.setattr(training, "Ledger", lambda *given, every_s: Ledger(*given, every_s=every_s, clock=clock))
     trainer = SimpleNamespace(
         default_root_dir=str(tmp_path), strategy=SimpleNamespace(root_device=CPU), local_rank=0, world_size=1,
@@ -147,6 +150,21 @@ def test_steps_are_booked_when_they_are_logged_and_validation_apart(
     kept = written(tmp_path)
     assert (kept["training"]["joules"], kept["validation"]["joules"]) == ({"cpu": 50}, {"cpu": 50})
     assert kept["joules_per_sample"] == 50 / 12
+
+
+def test_the_second_process_of_a_machine_leaves_its_counter_to_the_first_and_hears_all_others_once(
+    meter: tuple[Any, Any, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, trainer, module = meter
+    trainer.local_rank = trainer.global_rank = 1
+    trainer.world_size, trainer.is_global_zero = 2, False
+    first = Energy(training=Spent(joules={"cpu": 40.0}, seconds=1, samples=3), sources={"cpu": [Constant.source]})
+    monkeypatch.setattr(training, "of_all", lambda own: [first, own])
+    callback.on_train_start(trainer, module)
+    clock.now += 1
+    for micro in (0, 1):
+        callback.on_train_batch_end(trainer, module, None, SimpleNamespace(keys=("a", "b")), micro)
+    assert callback._ledger.spent.training == Spent(joules={"cpu": 40.0}, seconds=1, samples=3 + 4)
 
 
 def test_where_no_step_is_logged_the_file_is_written_all_the_same(
@@ -204,10 +222,12 @@ def test_only_the_generation_of_an_evaluation_counts_for_its_tokens(
 
 def test_an_evaluation_is_metered_where_training_was(tmp_path: Path) -> None:
     plain = api.load(tiny_run.save(tmp_path / "run"))
-    assert energy.line(metered(plain, tmp_path).spent()) == "not recorded"
+    with metered(plain, tmp_path) as model:
+        assert energy.line(model.spent()) == "not recorded"
     assert not (tmp_path / "energy.json").exists()
     energy.keep(tmp_path, Energy(training=Spent(joules={"cpu": 8.0}, samples=4)))
-    spent = metered(plain, tmp_path).spent()
+    with metered(plain, tmp_path) as model:
+        spent = model.spent()
     assert spent.sources.keys() == {"cpu"}
     assert (spent.training.total, spent.evaluation.total > 0) == (8, True)
     assert energy.read(tmp_path) == spent
@@ -247,4 +267,7 @@ def test_a_line_says_what_is_an_estimate() -> None:
     assert energy.sources(mixed)[1] == "cpu: an estimate. x. Assumed: watts per thread 4."
     assert energy.line(Energy()) == "not recorded"
     unknown = power.Unknown("mps:0").source
+    partly = counted.plus(Energy(sources={"mps:0": [unknown]}))
+    assert energy.line(partly).startswith("60 J (read from counters, without mps:0)")
+    assert energy.facts(partly)["Whole run"] == "60 J, counted, without mps:0"
     assert energy.line(Energy(training=training, sources={"mps:0": [unknown]})).startswith("not known")
