@@ -20,7 +20,7 @@ from mmfusion.sweep.result import Tried
 from mmfusion.sweep.space import Sweep
 from mmfusion.sweep.study import LOCK, Study, SweepError, alone
 from tests.forked import Forked
-from tests.sweep.small import found, space, swept, told
+from tests.sweep.small import SPACE, found, space, swept, told
 
 PRUNED = {"pruner": {"kind": "median", "after_trials": 2}}
 
@@ -212,12 +212,14 @@ def test_at_its_last_step_a_trial_is_done_unless_other_repeats_would_follow(tmp_
     assert runs == [2 if one.state == "done" else 1 for one in tried]
 
 
-def test_only_the_first_repeat_is_pruned(tmp_path: Path) -> None:
-    """The second seed's loss is higher by one: above the median of the first ones, which are all alike."""
-    one = {"kind": "choice", "values": [1, 2, 3, 4]}
-    sweep = space(trials=3, repeats=2, space={"b": one}, overrides=["a=0.5"], **PRUNED)
+def test_trials_are_compared_by_their_first_repeat(tmp_path: Path) -> None:
+    """The second seed's loss is higher by one, at every step."""
+    sweep = space(trials=1, repeats=2, space={"b": SPACE["b"]}, overrides=["a=0.5"])
     swept(tmp_path / "sweep", sweep)
-    assert [(one.state, one.n) for one in found(tmp_path / "sweep", sweep)] == [("done", 2)] * 3
+    study = Study(tmp_path / "sweep", sweep)
+    assert study.trials()[0].intermediate_values == {step: 50 + 10 / step for step in (2, 4, 6)}
+    assert study.trials()[0].value == 50 + 0.5 + 10 / 6
+    study.close()
 
 
 def test_a_run_that_keeps_its_best_weights_is_worth_what_these_are(tmp_path: Path) -> None:
