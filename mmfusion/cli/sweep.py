@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     devices = trees[0]["trainer"].get("devices")
     ranks = devices if isinstance(devices, int) and devices > 0 else 1
     if options.jobs > max(1, (cores := process.cores()) // ranks):
-        options.parser.error(f"--jobs {options.jobs}: of {ranks} process(es) each, on {cores} cores; give fewer")
+        options.parser.error(f"--jobs {options.jobs}: wants {options.jobs * ranks} cores, of {cores}; give fewer")
     return _search(options, sweep, _how(folder, trees, where), ranks, _configured(trees[0]))
 
 

@@ -181,7 +181,7 @@ def test_a_file_that_its_trials_were_configured_by_and_that_was_changed_is_seen(
 def test_no_more_runs_at_once_than_cores(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(typed(own, tmp_path / "sweep", "--jobs", "4096"))
-    assert "--jobs 4096: of 1 process(es) each, on " in capsys.readouterr().err
+    assert "--jobs 4096: wants 4096 cores, of " in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
 

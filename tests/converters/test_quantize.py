@@ -18,7 +18,7 @@ from mmfusion.cli.quantize import SCHEMES
 from mmfusion.converters import lora, packing
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
-from mmfusion.converters.rounding import ByRow, Rounding, Scheme, nearest_divisor, plain
+from mmfusion.converters.rounding import ByRow, Rounding, Scheme, nearest_divisor, plain, product
 from mmfusion.errors import UserError
 from mmfusion.models.multimodal import MultimodalModel
 from tests.models.tiny_multimodal import tiny_batch, tiny_model
@@ -48,6 +48,14 @@ def stirred(*converters: Any) -> MultimodalModel:
             if ".lora_" in name:
                 weight.normal_(std=0.3)
     return model
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("n", "k", "m"), [(1, 8, 8), (3, 20, 5), (17, 64, 48), (40, 1040, 9)])
+def test_a_product_of_integers_is_exact_whatever_its_size(n: int, k: int, m: int, device: str) -> None:
+    torch.manual_seed(n)
+    a, b = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((n, k), (k, m)))
+    assert torch.equal(product(a.to(device), b.to(device)).cpu().long(), a.long() @ b.long())
 
 
 def test_the_command_line_has_every_scheme() -> None:
