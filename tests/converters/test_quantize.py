@@ -18,7 +18,7 @@ from mmfusion.cli.quantize import SCHEMES
 from mmfusion.converters import lora, packing
 from mmfusion.converters.lora import Lora
 from mmfusion.converters.quantize import Quantize
-from mmfusion.converters.rounding import ByRow, Rounding, Scheme, nearest_divisor, plain, product
+from mmfusion.converters.rounding import ByRow, Rounding, Scheme, in_steps, nearest_divisor, plain, product
 from mmfusion.errors import UserError
 from mmfusion.models.multimodal import MultimodalModel
 from tests.models.tiny_multimodal import tiny_batch, tiny_model
@@ -95,6 +95,19 @@ def test_what_was_rounded_stays_as_it_is(seed: int, how: tuple[Any, int]) -> Non
     again = rounding.held(once_rounded.dequantize())
     assert torch.equal(once_rounded.qdata, again.qdata)
     torch.testing.assert_close(once_rounded.scale, again.scale, rtol=1e-6, atol=0)
+
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(FINITE, min_size=1, max_size=8), st.sampled_from([7, 127]))
+def test_no_number_is_beyond_the_ends(row: list[float], most: int) -> None:
+    steps, step = in_steps(torch.tensor([row]), most)
+    assert -most - 1 <= float(steps.min())
+    assert float(steps.max()) <= most
+    assert torch.equal(steps, steps.round())
+    assert float((steps * step - torch.tensor([row])).abs().max()) <= 0.5001 * float(step)
 
 
 def test_weights_of_four_bits_by_hand() -> None:
