@@ -259,7 +259,9 @@ def distributions(sweep: Sweep) -> dict[str, BaseDistribution]:
         elif one.kind == "int":
             found[key] = IntDistribution(one.low, one.high, log=one.log, step=one.step or 1)
         else:
-            found[key] = FloatDistribution(one.low, one.high, log=one.log, step=one.step)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an end that is a last bit beyond the last step
+                found[key] = FloatDistribution(one.low, one.high, log=one.log, step=one.step)
     return found
 
 

@@ -95,6 +95,7 @@ def test_a_folder_that_is_used_is_refused_before_the_job(
     assert not (tmp_path / "handed-in").exists()
 
 
+@pytest.mark.slow  # a process of its own
 def test_a_run_of_m_that_is_handed_in_is_not_called_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
