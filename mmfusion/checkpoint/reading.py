@@ -58,7 +58,7 @@ def load(folder: Path, allow: Collection[Allowed] = ()) -> tuple[nn.Module, dict
         raise CheckpointError(f"{folder / CONFIG}: model cannot be built ({reason}); was it edited?") from error
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{folder / CONFIG}: model is a {type(model).__name__}, no module; was it edited?")
-    if node := quantization(folder):
+    if node := _rounding_of(config, folder / CONFIG):
         _quantize(model, node, folder / CONFIG)
     fill_from(model, stored, folder / WEIGHTS)
     if (folder / ADAPTER).exists():
@@ -128,7 +128,11 @@ def check_same(folder: Path, model: Mapping[str, Any], tokenizer: Path) -> None:
 def quantization(folder: Path) -> dict[str, Any] | None:
     """How a checkpoint's weights were quantized, a node of `Quantize`; None for weights in full."""
     path = locate(folder) / CONFIG
-    node = _read_config(path).get(QUANTIZATION)
+    return _rounding_of(_read_config(path), path)
+
+
+def _rounding_of(config: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    node = config.get(QUANTIZATION)
     if node is not None and not isinstance(node, dict):
         raise CheckpointError(f"{path}: {QUANTIZATION}: holds no keys; was it edited?")
     return node

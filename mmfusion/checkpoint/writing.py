@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -51,6 +50,8 @@ def save(
     that two names share is written under the first. Adapters stand apart from the weights that they were trained with.
     A model that `Quantize` converted has its node too, as `quantization`.
     """
+    import psutil
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.draft"):  # by a save that was killed

@@ -29,8 +29,7 @@ GIVEN = {
     "logger.csv": "is what the sweep reads",
     "launcher": "is of one run; give --jobs",
 }
-# What all trials have alike, so that their values can be compared: it may stand among the overrides.
-ALIKE = ("seed", "steps", "trainer.val_check_interval")
+ALIKE = ("seed", "steps", "trainer.val_check_interval")  # in all trials, so that their values can be compared
 NAME = r"[\w.-]+"  # of a sweep: it is part of what is typed, and of a file's name
 KEY = r"[A-Za-z_][\w./@-]*"
 WORDS = ("null", "true", "false", "nan", "inf", "infinity")  # that are no text to Hydra
@@ -212,6 +211,9 @@ def check(file: Path, sweep: Sweep, settled: Callable[[list[str]], dict[str, Any
             raise ConfigError([" ".join(f"{file}: {problem}".split()) for problem in error.problems]) from error
         except RecursionError as error:
             raise ConfigError([f"{file}: space: a value is nested too deep; make it flatter"]) from error
+    for key in ALIKE:
+        if len({str(dict(config.leaves(tree)).get(key)) for tree in trees}) > 1:
+            raise ConfigError([f"{file}: {key}: all trials have the same; give it among the overrides"])
     for tree in trees:
         steps, every = tree["steps"], tree["trainer"].get("val_check_interval")
         if not isinstance(every, int) or steps % every:
@@ -231,8 +233,6 @@ def _refuse_given(file: Path, sweep: Sweep) -> None:
     for key in sweep.space:
         if not re.fullmatch(KEY, key, re.ASCII) or key.startswith("hydra"):
             raise ConfigError([f"{file}: space: {key!r} is no key of the configuration"])
-        if key in ALIKE:
-            raise ConfigError([f"{file}: space.{key}: all trials have the same; give it among the overrides"])
     for key in (*sweep.space, *set_there):
         for given, why in GIVEN.items():
             if key == given or key.startswith(f"{given}."):

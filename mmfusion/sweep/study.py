@@ -43,6 +43,8 @@ MANY = 10_000  # combinations that are not gone through one by one
 TABLES = ("studies", "study_directions", "study_user_attributes", "trials", "trial_params", "trial_values",
           "trial_intermediate_values", "trial_user_attributes", "trial_heartbeats")  # fmt: skip
 IN_AN_ADDRESS = "?%{}"  # have a meaning in the address of a database
+# What Optuna, or reading what it gives, raises of a file that was edited, or is of another of its versions.
+EDITED = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 
 
 class SweepError(UserError):
@@ -69,7 +71,7 @@ def alone(folder: Path) -> Iterator[None]:
         if {path.name for path in folder.iterdir()} <= {LOCK}:  # only who holds the lock may remove it
             (folder / LOCK).unlink(missing_ok=True)
             for path in made:
-                with suppress(OSError):
+                with suppress(OSError):  # somebody put something into it
                     path.rmdir()
         lock.release()
 
@@ -92,8 +94,8 @@ class Study:
         self.sweep, self._configured = sweep, configured
         self.renewed = 0
         self._beats: dict[int, float] = {}
-        self._open()
-        with _told(self.file):
+        with _told(self.file, *EDITED):
+            self._open()
             if self._study.user_attrs.get("given_up"):
                 self._renew()
             self._refuse_other()
@@ -104,9 +106,8 @@ class Study:
             _refuse_unusable(self.file)
         else:
             self._make()
-        with _told(self.file):
-            self._storage = _storage(self.file)
-            self._study = self._loaded()
+        self._storage = _storage(self.file)
+        self._study = self._loaded()
 
     def _make(self) -> None:
         """Whole or not at all: a file that is killed while it is made is a draft."""
@@ -116,13 +117,12 @@ class Study:
         draft = self.file.with_name(f".{self.file.name}.draft")
         draft.unlink(missing_ok=True)
         try:
-            with _told(self.file):
-                storage = _storage(draft)
-                made = optuna.create_study(storage=storage, study_name=NAME, direction=self.sweep.direction)
-                made.set_user_attr("sweep", _essence(self.sweep))
-                made.set_user_attr("configured", dict(self._configured or {}))
-                storage.remove_session()
-                storage.engine.dispose()
+            storage = _storage(draft)
+            made = optuna.create_study(storage=storage, study_name=NAME, direction=self.sweep.direction)
+            made.set_user_attr("sweep", _essence(self.sweep))
+            made.set_user_attr("configured", dict(self._configured or {}))
+            storage.remove_session()
+            storage.engine.dispose()
             draft.replace(self.file)
         finally:
             draft.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ class Study:
         self.file.unlink()
         for number in numbers:
             shutil.rmtree(folder_of(self.folder, number), ignore_errors=True)
-        with suppress(OSError):
+        with suppress(OSError):  # something else is in it
             (self.folder / TRIALS).rmdir()
         self.renewed = len(numbers)
         self._open()
@@ -149,7 +149,7 @@ class Study:
             return optuna.load_study(
                 study_name=NAME,
                 storage=self._storage,
-                sampler=optuna.samplers.RandomSampler(seed=0),  # unused: `_suggested` asks
+                sampler=optuna.samplers.RandomSampler(seed=0),  # unused: `suggested` asks
                 pruner=_pruner(self.sweep),
             )
         except KeyError as error:
@@ -361,15 +361,13 @@ def _refuse_unusable(file: Path) -> None:
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """What is raised of a file that is not as Optuna keeps it becomes one line."""
+def _told(file: Path, *more: type[Exception]) -> Iterator[None]:
+    """What SQLite raises through Optuna, and `more`, becomes one line."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error) as error:
-        raise SweepError(_why(file, error)) from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:  # edited, or another version's
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error, *more) as error:
         raise SweepError(_why(file, error)) from error
 
 

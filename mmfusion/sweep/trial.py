@@ -184,13 +184,12 @@ class Trial:
     def _repeated(self, curves: Curves) -> bool:
         """The run is done: its value, then the next repeat, or the end of the trial."""
         sweep = self._study.sweep
-        found = _of(curves, sweep.metric)
+        found = dict(_of(curves, sweep.metric))
         if not found:
             return self._over(TrialState.FAIL, _no_metric(sweep.metric, curves))
-        _, value = found[-1]
-        if self._how.best:
-            losses = {step: loss for step, loss in _of(curves, "val/loss") if step in dict(found)}
-            value = dict(found)[min(losses, key=lambda step: losses[step])] if losses else value
+        losses = [(loss, step) for step, loss in _of(curves, "val/loss") if step in found]
+        _, kept = min(losses) if self._how.best and losses else (None, max(found))
+        value = found[kept]
         if not math.isfinite(value):
             return self._over(TrialState.FAIL, f"{sweep.metric} is {value}")
         self._values.append(value)
